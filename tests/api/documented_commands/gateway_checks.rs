@@ -3,20 +3,15 @@
 
 use axum::{
     Router,
-    body::Body,
     extract::Request,
-    http::{HeaderMap, Method, StatusCode, header},
+    http::{HeaderMap, Method, header},
     response::Response,
     routing::any,
 };
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    process::Command,
-};
+use tokio::{net::TcpListener, process::Command};
 
-use crate::fixture::{Key, TestApp, TestRequest, TestResponse, TestUser, with_timeout};
+use super::gateway_tunnels::{exchange, upgrade};
+use crate::fixture::{Key, TestApp, TestRequest, TestResponse, TestUser};
 
 /// Identity headers that clients make up. CGI and WSGI do not distinguish hyphens and underscores.
 const FORGED: [(&str, &str); 9] = [
@@ -41,20 +36,23 @@ const FORGED_REQUEST: [(&str, &str); 6] = [
     ("x-http-method-override", "GET"),
 ];
 
+/// Headers that state another method than that of the request.
+const METHOD_OVERRIDES: [&str; 3] =
+    ["x-http-method-override", "x-http-method", "x-method-override"];
+
+const IDENTITY: [&str; 5] =
+    ["x-auth-subject", "x-auth-workspace-id", "x-auth-scope", "x-auth-key-id", "x-auth-client-id"];
+
 const PREFLIGHT: [(&str, &str); 2] =
     [("origin", "https://app.example"), ("access-control-request-method", "POST")];
-
-/// The key of a handshake and its response (RFC 6455, section 1.3).
-const WEB_SOCKET_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-const WEB_SOCKET_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 const PATH: &str = "/v1/things?scope=openid";
 
 /// A workspace with keys.
 pub struct Tenant {
-    owner: TestUser,
-    writer: Key,
-    reader: Key,
+    pub owner: TestUser,
+    pub writer: Key,
+    pub reader: Key,
 }
 
 /// Values of `Connection` with which clients let a proxy remove headers (RFC 9110, section 7.6.1).
@@ -66,8 +64,8 @@ const REMOVING: [&str; 4] = [
      x-forwarded-for",
 ];
 
-/// Starts an API that returns the method and the credentials of a request. It upgrades connections
-/// and then echoes each byte. Returns its address.
+/// Starts an API that returns the method and the credentials of a request. It accepts each
+/// `Upgrade` and then echoes each byte. Returns its address.
 pub async fn start_upstream() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -76,30 +74,27 @@ pub async fn start_upstream() -> String {
     address
 }
 
-async fn respond(mut request: Request) -> Response {
-    if request.headers().contains_key(header::UPGRADE) && request.method() == Method::GET {
-        let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            let mut stream = TokioIo::new(upgrade.await.unwrap());
-            let mut byte = [0];
-            while stream.read_exact(&mut byte).await.is_ok() {
-                stream.write_all(&byte).await.unwrap();
-            }
-        });
-        let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
-        let response = response.header(header::UPGRADE, "websocket");
-        let response = response.header(header::SEC_WEBSOCKET_ACCEPT, WEB_SOCKET_ACCEPT);
-        let identity = identity_of(request.headers()).join(", ");
-        let response = response.header("x-identity", identity);
-        return response.header(header::CONNECTION, "Upgrade").body(Body::empty()).unwrap();
+async fn respond(request: Request) -> Response {
+    let identity = identity_of(request.headers());
+    if request.headers().contains_key(header::UPGRADE) {
+        return upgrade(request, &identity.join(", "));
     }
     let mut lines = vec![request.method().to_string()];
-    lines.extend(identity_of(request.headers()));
-    if request.method() == Method::OPTIONS && request.headers().contains_key("authorization") {
-        lines.push("authorization".to_owned());
+    lines.extend(identity);
+    if request.method() == Method::OPTIONS {
+        lines.extend(unsafe_names(request.headers()));
     }
     lines[1..].sort_unstable();
     Response::new(lines.join("\n").into())
+}
+
+/// Returns the names of those headers that no preflight request may have.
+fn unsafe_names(headers: &HeaderMap) -> impl Iterator<Item = String> {
+    let names = headers.keys().map(|name| name.as_str().replace('_', "-"));
+    names.filter(|name| {
+        let is_credential = ["authorization", "cookie"].contains(&&**name);
+        is_credential || METHOD_OVERRIDES.contains(&&**name)
+    })
 }
 
 /// Returns the identity headers that are not empty, sorted: some gateways drop empty ones.
@@ -144,7 +139,7 @@ pub async fn check_requests(app: &TestApp, url: &str) -> Tenant {
             assert_eq!(refused.status, 403, "{url} {method} {headers:?}: {}", refused.text);
         }
     }
-    for name in ["x-http-method-override", "x-http-method", "x-method-override"] {
+    for name in METHOD_OVERRIDES {
         let hidden = [(name, "DELETE")];
         assert_eq!(send(app, url, get, reader, &hidden).await.status, 403, "{url} {name}");
     }
@@ -184,20 +179,15 @@ async fn check_identity(app: &TestApp, url: &str, tenant: &Tenant) {
 /// A client that names headers in `Connection` removes none of those that the gateway sets, neither
 /// for the check nor for the API.
 async fn check_removing_connection_header(url: &str, tenant: &Tenant) {
-    let address = url.strip_prefix("http://").unwrap();
     let Tenant { owner, writer, reader } = tenant;
     for connection in REMOVING {
         for (method, key, status) in
             [("DELETE", writer, "200"), ("GET", reader, "200"), ("DELETE", reader, "403")]
         {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            let request = format!(
-                "{method} /v1/things HTTP/1.1\r\nHost: {address}\r\n\
-                 Authorization: Bearer {}\r\nConnection: {connection}\r\n\r\n",
-                key.secret
-            );
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let answer = with_timeout("the gateway answers", read_response(&mut stream)).await;
+            let authorization = format!("Authorization: Bearer {}", key.secret);
+            let connection_header = format!("Connection: {connection}");
+            let request = [&*authorization, &connection_header];
+            let answer = exchange(url, method, "/v1/things", &request).await;
             // Envoy rejects a request that names X-Forwarded-For.
             if connection.contains("x-forwarded-for") && answer.starts_with("HTTP/1.1 400") {
                 continue;
@@ -218,24 +208,33 @@ async fn check_removing_connection_header(url: &str, tenant: &Tenant) {
     }
 }
 
-/// Reads a response with a `Content-Length`.
-async fn read_response(stream: &mut TcpStream) -> String {
-    let mut response = read_head(stream).await;
-    let head = response.to_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    let length = length.unwrap_or_else(|| panic!("no length: {head}")).trim().parse().unwrap();
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.unwrap();
-    response.push_str(&String::from_utf8(body).unwrap());
-    response
+/// Returns a name with each of its hyphens as a hyphen or an underscore.
+fn spellings(name: &str) -> Vec<String> {
+    name.split('-').fold(Vec::new(), |starts: Vec<String>, part| {
+        if starts.is_empty() {
+            return vec![part.to_owned()];
+        }
+        let join = |start: &String| ["-", "_"].map(|separator| format!("{start}{separator}{part}"));
+        starts.iter().flat_map(join).collect()
+    })
 }
 
-/// A preflight request reaches the API without credentials, and no other request does.
+/// A preflight request reaches the API without credentials and without headers that state another
+/// method, and no other request does.
 async fn check_preflight(app: &TestApp, url: &str, tenant: &Tenant) {
     for key in [None, Some(tenant.writer.secret.as_str()), Some("nonsense")] {
         let passed = send(app, url, "OPTIONS", key, &PREFLIGHT).await;
         assert_eq!((passed.status.as_u16(), passed.text.as_str()), (200, "OPTIONS"), "{url}");
     }
+    let names = IDENTITY.iter().chain(&METHOD_OVERRIDES).flat_map(|name| spellings(name));
+    let names: Vec<_> = names.chain(["cookie".to_owned()]).collect();
+    let forged = names.iter().map(|name| (name.as_str(), "DELETE"));
+    let headers: Vec<_> = forged.chain(PREFLIGHT).collect();
+    let request = TestRequest::new(&app.http, url, "OPTIONS", PATH);
+    let request =
+        headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+    let passed = request.bearer(&tenant.writer.secret).send().await;
+    assert_eq!((passed.status.as_u16(), passed.text.as_str()), (200, "OPTIONS"), "{url}");
     for (method, headers) in [
         ("OPTIONS", &PREFLIGHT[..1]),
         ("OPTIONS", &PREFLIGHT[1..]),
@@ -246,48 +245,6 @@ async fn check_preflight(app: &TestApp, url: &str, tenant: &Tenant) {
         let refused = send(app, url, method, None, headers).await;
         assert_eq!(refused.status, 401, "{url} {method} {headers:?}: {}", refused.text);
     }
-}
-
-/// A WebSocket is opened with a good credential only, and carries data in both directions.
-pub async fn check_web_socket(url: &str, tenant: &Tenant) {
-    let address = url.strip_prefix("http://").unwrap();
-    let reader = &tenant.reader;
-    let good = reader.secret.as_str();
-    let removing = "keep-alive, Upgrade, X-Auth-Scope, X-Auth-Workspace-Id";
-    for (key, connection, status) in
-        [(good, "Upgrade", "101"), (good, removing, "101"), ("nonsense", "Upgrade", "401")]
-    {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!(
-            "GET /v1/stream HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {key}\r\n\
-             Connection: {connection}\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: {WEB_SOCKET_KEY}\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let exchange = async {
-            let head = read_head(&mut stream).await;
-            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{url}: {head}");
-            if status == "101" {
-                let identity = format!("x-auth-scope: read-only, x-auth-subject: {}, ", reader.id);
-                assert!(head.contains(&identity), "{url}: {head}");
-                assert!(head.contains("x-auth-workspace-id: ws_"), "{url}: {head}");
-                stream.write_all(b"ping").await.unwrap();
-                let mut echo = [0; 4];
-                stream.read_exact(&mut echo).await.unwrap();
-                assert_eq!(&echo, b"ping");
-            }
-        };
-        with_timeout("the WebSocket answers", exchange).await;
-    }
-}
-
-/// Reads the head of a response.
-async fn read_head(stream: &mut TcpStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    String::from_utf8(head).unwrap()
 }
 
 pub async fn check_http2(url: &str, tenant: &Tenant) {

@@ -2,9 +2,8 @@
 
 use super::{
     demo_service::DemoService,
-    gateway_checks::{
-        check_http2, check_limits, check_outage, check_requests, check_web_socket, start_upstream,
-    },
+    gateway_checks::{check_http2, check_limits, check_outage, check_requests, start_upstream},
+    gateway_tunnels::{check_http2_tunnels, check_tunnels, check_web_socket},
     page::Page,
     shell::Shell,
 };
@@ -42,12 +41,19 @@ struct RunningGateway {
     url: String,
     http2_url: Option<String>,
     has_web_sockets: bool,
+    has_http2_web_sockets: bool,
 }
 
 impl RunningGateway {
     fn new(process: Gateway, port: u16) -> Self {
         let url = format!("http://127.0.0.1:{port}");
-        Self { _process: process, url, http2_url: None, has_web_sockets: false }
+        Self {
+            _process: process,
+            url,
+            http2_url: None,
+            has_web_sockets: false,
+            has_http2_web_sockets: false,
+        }
     }
 
     async fn nginx(configuration: &str, addresses: &Addresses) -> Self {
@@ -61,11 +67,14 @@ impl RunningGateway {
     }
 
     async fn caddy(configuration: &str, addresses: &Addresses) -> Self {
-        let port = free_port();
-        let url = format!("http://127.0.0.1:{port}");
-        let caddyfile = addresses.localize(configuration).replace("api.example.com", &url);
-        let process = Gateway::caddy(port, &caddyfile).await;
-        Self { http2_url: Some(url), has_web_sockets: true, ..Self::new(process, port) }
+        let (port, http2_port) = (free_port(), free_port());
+        let urls = [port, http2_port].map(|port| format!("http://127.0.0.1:{port}"));
+        let caddyfile =
+            addresses.localize(configuration).replace("api.example.com", &urls.join(", "));
+        let process = Gateway::caddy(port, http2_port, &caddyfile).await;
+        let [_, http2_url] = urls;
+        let http2_url = Some(http2_url);
+        Self { http2_url, has_web_sockets: true, ..Self::new(process, port) }
     }
 
     async fn envoy(configuration: &str, addresses: &Addresses) -> Self {
@@ -84,7 +93,9 @@ impl RunningGateway {
             .replace("bind :80", &format!("bind 127.0.0.1:{port}"))
             .replace("/etc/haproxy/", "{folder}/");
         let process = Gateway::haproxy(port, &configuration, &addresses.localize(script)).await;
-        Self { has_web_sockets: true, ..Self::new(process, port) }
+        let gateway = Self::new(process, port);
+        let http2_url = Some(gateway.url.clone());
+        Self { http2_url, has_web_sockets: true, has_http2_web_sockets: true, ..gateway }
     }
 
     async fn apache(configuration: &str, script: &str, addresses: &Addresses) -> Self {
@@ -96,11 +107,13 @@ impl RunningGateway {
 
     async fn check(&self, app: &TestApp) {
         let tenant = check_requests(app, &self.url).await;
+        check_tunnels(&self.url, &tenant).await;
         if self.has_web_sockets {
             check_web_socket(&self.url, &tenant).await;
         }
         if let Some(url) = &self.http2_url {
             check_http2(url, &tenant).await;
+            check_http2_tunnels(url, &tenant, self.has_http2_web_sockets).await;
         }
         check_limits(app, &self.url, &tenant).await;
     }
@@ -111,23 +124,8 @@ impl RunningGateway {
 /// underscores, and each one is removed from preflight requests.
 async fn check_traefik(shell: &mut Shell, configuration: &str) {
     std::fs::write(shell.path().join("traefik.yml"), configuration).unwrap();
-    let program = "import re, yaml; http = yaml.safe_load(open('traefik.yml'))['http']; \
-                   routers = http['routers']; names = http['middlewares']; \
-                   auth = names['call2me-auth'].pop('forwardAuth'); \
-                   removed = names['anonymous'].pop('headers').pop('customRequestHeaders'); \
-                   assert routers['api']['middlewares'] == ['call2me-auth']; \
-                   assert routers['api-preflight']['middlewares'] == ['anonymous']; \
-                   assert removed.pop('Authorization') == '' and not any(removed.values()); \
-                   replaced = re.compile(auth.pop('authResponseHeadersRegex')); \
-                   names = [*removed, 'X_auth_scope', 'X-Auth_scope', 'X_auth-Key_id']; \
-                   assert all(map(replaced.search, names)); \
-                   assert not any(map(replaced.search, ['Authorization', 'Proxy-X-Auth-Scope'])); \
-                   asked = auth.pop('authRequestHeaders'); \
-                   assert asked[:2] == ['Authorization', 'User-Agent']; \
-                   assert all('Method' in name and 'Forwarded' not in name for name in asked[2:]); \
-                   print(auth.pop('address'), *removed); \
-                   assert auth == {'trustForwardHeader': False}";
-    let values = shell.run(&format!("python3 -c \"{program}\"")).await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_traefik.py");
+    let values = shell.run(&format!("python3 '{script}' traefik.yml")).await;
     let mut values = values.split_whitespace();
     let address = values.next().unwrap().replace("http://auth:8080", "$URL");
     let request = format!(

@@ -17,6 +17,7 @@ mod container;
 mod demo_service;
 mod deployment;
 mod gateway_checks;
+mod gateway_tunnels;
 mod gateways;
 mod inline;
 mod markdown;
