@@ -259,6 +259,40 @@ CREATE FUNCTION uuidv7_timestamp(p_id uuid) RETURNS timestamptz
     $$;
 
 ------------------------------------------------------------------------------------------------
+-- Deletion of old rows
+--
+-- The role calls the prune functions, so injected SQL can too. They take the time of the service,
+-- but the times for which rows are kept are in the functions or authenticated with a MAC.
+
+-- Returns the time from which the age of rows counts: that of the service, unless it is in the
+-- future of this server. It is STABLE, so that prune functions use their indexes.
+CREATE FUNCTION pruning_time(p_now timestamptz) RETURNS timestamptz
+    LANGUAGE sql STABLE
+    AS $$ SELECT least(p_now, transaction_timestamp()) $$;
+
+-- Checks that a node knows this value, in seconds, of one of its settings. The message of the MAC
+-- has another length than that of a context, so neither is valid for the other.
+CREATE FUNCTION require_signed_setting(p_name text, p_seconds bigint, p_key_id bytea, p_mac bytea)
+    RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+    BEGIN
+        IF NOT EXISTS (
+            SELECT FROM context_keys k
+            WHERE k.id = p_key_id
+              AND sha256(hmac_sha256(k.inner_block, k.outer_block,
+                                     convert_to(p_name, 'UTF8') || int8send(p_seconds)))
+                  = sha256(p_mac))
+        THEN
+            RAISE EXCEPTION 'the MAC of the setting % is wrong', p_name
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+    END
+    $$;
+
+REVOKE ALL ON FUNCTION pruning_time, require_signed_setting FROM PUBLIC;
+
+------------------------------------------------------------------------------------------------
 -- Irreversible ends
 
 -- Trigger function: a revoked or ended credential stays so. Not even the owner can undo it.

@@ -60,9 +60,12 @@ CREATE FUNCTION count_invitations_by_inviter(p_invited_by text, p_since timestam
         WHERE invited_by = p_invited_by AND created_at > p_since
     $$;
 
-CREATE FUNCTION prune_invitations(p_expired_before timestamptz) RETURNS void
+-- Deletes invitations that expired more than seven days ago.
+CREATE FUNCTION prune_invitations(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM invitations WHERE expires_at < p_expired_before $$;
+    AS $$
+        DELETE FROM invitations WHERE expires_at < pruning_time(p_now) - interval '7 days'
+    $$;
 
 REVOKE ALL ON FUNCTION find_invitation_workspace, find_invitation_email,
     count_invitations_to_email, count_invitations_by_inviter, prune_invitations FROM PUBLIC;

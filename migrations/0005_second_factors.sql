@@ -89,9 +89,12 @@ CREATE FUNCTION find_mfa_challenge_user(p_id uuid) RETURNS uuid
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ SELECT user_id FROM mfa_challenges WHERE id = p_id $$;
 
-CREATE FUNCTION prune_mfa_challenges(p_created_before timestamptz) RETURNS void
+-- Deletes challenges that are older than a day. Their wrong codes count for an hour.
+CREATE FUNCTION prune_mfa_challenges(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM mfa_challenges WHERE created_at < p_created_before $$;
+    AS $$
+        DELETE FROM mfa_challenges WHERE created_at < pruning_time(p_now) - interval '1 day'
+    $$;
 
 -- Returns the user of a passkey, before the caller is authenticated.
 CREATE FUNCTION find_passkey_user(p_credential_id bytea) RETURNS uuid
@@ -112,10 +115,12 @@ CREATE FUNCTION use_webauthn_challenge(p_id uuid) RETURNS boolean
     END
     $$;
 
-CREATE FUNCTION prune_used_webauthn_challenges(p_created_before timestamptz) RETURNS void
+-- Deletes challenges that are older than a day, which is longer than they are valid.
+CREATE FUNCTION prune_used_webauthn_challenges(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM used_webauthn_challenges WHERE id < uuidv7_lower_bound(p_created_before)
+        DELETE FROM used_webauthn_challenges
+        WHERE id < uuidv7_lower_bound(pruning_time(p_now) - interval '1 day')
     $$;
 
 REVOKE ALL ON FUNCTION lacks_second_factor, find_mfa_challenge_user, prune_mfa_challenges,

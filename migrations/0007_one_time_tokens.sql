@@ -61,9 +61,12 @@ CREATE FUNCTION start_password_reset(
     END
     $$;
 
-CREATE FUNCTION prune_one_time_tokens(p_expired_before timestamptz) RETURNS void
+-- Deletes tokens that expired more than seven days ago.
+CREATE FUNCTION prune_one_time_tokens(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM one_time_tokens WHERE expires_at < p_expired_before $$;
+    AS $$
+        DELETE FROM one_time_tokens WHERE expires_at < pruning_time(p_now) - interval '7 days'
+    $$;
 
 REVOKE ALL ON FUNCTION find_one_time_token_user, find_one_time_token_email, start_password_reset,
     prune_one_time_tokens FROM PUBLIC;

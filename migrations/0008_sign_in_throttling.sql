@@ -103,14 +103,16 @@ CREATE FUNCTION reset_sign_in_failures(p_account_digest bytea, p_subnet inet) RE
         DELETE FROM sign_in_failures WHERE account_digest = p_account_digest AND subnet = p_subnet
     $$;
 
-CREATE FUNCTION prune_sign_in_failures(p_expired_until timestamptz, p_notified_before timestamptz)
-    RETURNS void
+-- Deletes counts that no longer cause a pause: after `RESET_AFTER`. The time of a notification is
+-- kept for `NOTIFICATION_INTERVAL`.
+CREATE FUNCTION prune_sign_in_failures(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM sign_in_failures WHERE last_failed_at <= p_expired_until;
+        DELETE FROM sign_in_failures
+        WHERE last_failed_at <= pruning_time(p_now) - interval '1 hour';
         DELETE FROM foreign_sign_in_failures
-        WHERE last_failed_at <= p_expired_until
-          AND (notified_at IS NULL OR notified_at < p_notified_before);
+        WHERE last_failed_at <= pruning_time(p_now) - interval '1 hour'
+          AND (notified_at IS NULL OR notified_at < pruning_time(p_now) - interval '1 day');
     $$;
 
 REVOKE ALL ON FUNCTION find_sign_in_failures, reserve_sign_in_attempt,

@@ -235,16 +235,18 @@ CREATE FUNCTION find_oauth_grants(p_ids uuid[])
 -- Stores a client that registers itself. Returns false if too many clients from its subnet have no
 -- grant. Counts clients that were created after `p_counted_since`. At the overall limit, the oldest
 -- clients without a grant are deleted to make room, so that no subnet can keep others from
--- registering. Clients that were created after `p_protected_since` are not deleted.
+-- registering. Clients that were created within the last hour are not deleted. What is deleted is
+-- decided here, so that injected SQL cannot delete the clients of others.
 CREATE FUNCTION register_oauth_client(
     p_id uuid, p_name text, p_redirect_uris text[], p_auth_method text, p_grant_types text[],
     p_scope text, p_client_uri text, p_now timestamptz, p_secret_id uuid, p_secret_digest bytea,
-    p_subnet inet, p_max_total integer, p_max_from_subnet integer, p_counted_since timestamptz,
-    p_protected_since timestamptz
+    p_subnet inet, p_max_from_subnet integer, p_counted_since timestamptz
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
+        max_total CONSTANT integer := 10000;
+        protected_since CONSTANT timestamptz := pruning_time(p_now) - interval '1 hour';
         unused bigint;
     BEGIN
         IF p_max_from_subnet <= (
@@ -260,11 +262,11 @@ CREATE FUNCTION register_oauth_client(
             SELECT FROM oauth_clients c
             WHERE c.kind = 'registered' AND c.created_at > p_counted_since
               AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
-            LIMIT p_max_total) overall;
-        IF unused >= p_max_total THEN
+            LIMIT max_total) overall;
+        IF unused >= max_total THEN
             DELETE FROM oauth_clients WHERE id IN (
                 SELECT c.id FROM oauth_clients c
-                WHERE c.kind = 'registered' AND c.created_at < p_protected_since
+                WHERE c.kind = 'registered' AND c.created_at < protected_since
                   AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
                 ORDER BY c.created_at LIMIT 100
                 FOR UPDATE SKIP LOCKED);
@@ -400,34 +402,42 @@ CREATE FUNCTION list_external_oauth_grants(p_client_id uuid)
         GROUP BY c.id, c.name, g.workspace_id ORDER BY g.workspace_id, c.id
     $$;
 
--- Deletes expired device authorizations, authorization codes that were never redeemed, and expired
--- client secrets.
-CREATE FUNCTION prune_expired_oauth_codes(p_expired_before timestamptz) RETURNS void
+-- Deletes device authorizations, authorization codes that were never redeemed, and client secrets
+-- that expired more than a day ago.
+CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM oauth_device_authorizations WHERE expires_at < p_expired_before;
-        DELETE FROM oauth_grants WHERE redeemed_at IS NULL AND redeem_by < p_expired_before;
-        DELETE FROM oauth_client_secrets WHERE expires_at < p_expired_before;
+        DELETE FROM oauth_device_authorizations
+        WHERE expires_at < pruning_time(p_now) - interval '1 day';
+        DELETE FROM oauth_grants
+        WHERE redeemed_at IS NULL AND redeem_by < pruning_time(p_now) - interval '1 day';
+        DELETE FROM oauth_client_secrets WHERE expires_at < pruning_time(p_now) - interval '1 day';
     $$;
 
--- Ends grants that were last used before `p_idle_since`. Deletes those that ended before
--- `p_ended_before`.
+-- Ends grants that were unused for a day more than the idle timeout, an authenticated setting.
+-- Deletes those that ended more than 90 days ago.
 CREATE FUNCTION prune_oauth_grants(
-    p_now timestamptz, p_idle_since timestamptz, p_ended_before timestamptz
+    p_now timestamptz, p_idle_seconds bigint, p_key_id bytea, p_mac bytea
 ) RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        UPDATE oauth_grants SET ended_at = p_now, end_reason = 'idle'
-        WHERE ended_at IS NULL AND last_used_at < p_idle_since;
-        DELETE FROM oauth_grants WHERE ended_at < p_ended_before;
+    BEGIN
+        PERFORM require_signed_setting('oauth.refresh_token_seconds', p_idle_seconds, p_key_id,
+                                       p_mac);
+        UPDATE oauth_grants SET ended_at = pruning_time(p_now), end_reason = 'idle'
+        WHERE ended_at IS NULL
+          AND last_used_at < pruning_time(p_now) - interval '1 day'
+                             - p_idle_seconds * interval '1 second';
+        DELETE FROM oauth_grants WHERE ended_at < pruning_time(p_now) - interval '90 days';
+    END
     $$;
 
--- Deletes clients without a grant that belong to no workspace.
-CREATE FUNCTION prune_oauth_clients(p_created_before timestamptz) RETURNS void
+-- Deletes clients without a grant that belong to no workspace and are older than seven days.
+CREATE FUNCTION prune_oauth_clients(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         DELETE FROM oauth_clients c
-        WHERE kind <> 'workspace' AND created_at < p_created_before
+        WHERE kind <> 'workspace' AND created_at < pruning_time(p_now) - interval '7 days'
           AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id);
     $$;
 

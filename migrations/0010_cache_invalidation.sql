@@ -388,11 +388,11 @@ CREATE FUNCTION invalidations_since(p_generation bigint)
         FROM invalidation_generation newest LEFT JOIN invalidations i ON i.generation > p_generation
     $$;
 
--- Deletes old invalidations. A node that was disconnected for longer detects the gap and clears its
--- cache.
-CREATE FUNCTION prune_invalidations(p_max_age interval) RETURNS void
+-- Deletes invalidations that are older than ten minutes. A node that was disconnected for longer
+-- detects the gap and clears its cache.
+CREATE FUNCTION prune_invalidations() RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM invalidations WHERE created_at < clock_timestamp() - p_max_age $$;
+    AS $$ DELETE FROM invalidations WHERE created_at < now() - interval '10 minutes' $$;
 
 REVOKE ALL ON FUNCTION is_known_generation, register_node, renew_lease, acknowledge_generation,
     deregister_node, find_unacknowledged_nodes, expire_lease, settle_history,

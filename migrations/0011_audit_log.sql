@@ -239,9 +239,10 @@ CREATE FUNCTION append_audit_events(
     END
     $$;
 
-CREATE FUNCTION prune_unknown_credential_counts(p_max_age interval) RETURNS void
+-- Deletes counts that are older than 30 days.
+CREATE FUNCTION prune_unknown_credential_counts() RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM unknown_credential_counts WHERE minute < now() - p_max_age $$;
+    AS $$ DELETE FROM unknown_credential_counts WHERE minute < now() - interval '30 days' $$;
 
 ------------------------------------------------------------------------------------------------
 -- Sealing

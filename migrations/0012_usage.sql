@@ -208,24 +208,33 @@ CREATE FUNCTION usage_watermark(p_own_node_id uuid)
                    (SELECT max(reconnected_at) FROM nodes))
     $$;
 
--- Deletes old counts by minute, a limited number at a time.
-CREATE FUNCTION prune_usage_minutes(p_before timestamptz) RETURNS void
+-- Deletes counts by minute that are older than two hours, a limited number at a time.
+CREATE FUNCTION prune_usage_minutes(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         DELETE FROM key_usage_minutes WHERE (key_id, minute) IN (
             SELECT m.key_id, m.minute FROM key_usage_minutes m
-            WHERE m.minute < p_before LIMIT 50000)
+            WHERE m.minute < pruning_time(p_now) - interval '2 hours' LIMIT 50000)
     $$;
 
--- Deletes old counts by hour, a limited number at a time, and the clients of keys without a use
--- since then.
-CREATE FUNCTION prune_key_usage(p_before timestamptz) RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+-- Deletes counts by hour that are older than an authenticated setting, a limited number at a time,
+-- and the clients of keys without a use since then.
+CREATE FUNCTION prune_key_usage(
+    p_now timestamptz, p_retention_seconds bigint, p_key_id bytea, p_mac bytea
+) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    DECLARE
+        oldest CONSTANT timestamptz :=
+            pruning_time(p_now) - p_retention_seconds * interval '1 second';
+    BEGIN
+        PERFORM require_signed_setting('audit.usage_retention_days', p_retention_seconds, p_key_id,
+                                       p_mac);
         DELETE FROM key_usage_hours WHERE ctid = ANY (ARRAY(
-            SELECT h.ctid FROM key_usage_hours h WHERE h.hour < p_before LIMIT 50000));
+            SELECT h.ctid FROM key_usage_hours h WHERE h.hour < oldest LIMIT 50000));
         DELETE FROM key_usage_clients c USING api_key_activity a
-        WHERE a.last_used_at < p_before AND c.key_id = a.key_id;
+        WHERE a.last_used_at < oldest AND c.key_id = a.key_id;
+    END
     $$;
 
 REVOKE ALL ON FUNCTION add_key_usage, usage_watermark, prune_usage_minutes, prune_key_usage

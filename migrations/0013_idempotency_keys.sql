@@ -45,9 +45,10 @@ CREATE FUNCTION store_idempotent_response(
                 expires_at = excluded.expires_at
     $$;
 
+-- Deletes expired responses.
 CREATE FUNCTION prune_idempotency_keys(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM idempotency_keys WHERE expires_at < p_now $$;
+    AS $$ DELETE FROM idempotency_keys WHERE expires_at < pruning_time(p_now) $$;
 
 REVOKE ALL ON FUNCTION lock_idempotency_key, store_idempotent_response, prune_idempotency_keys
     FROM PUBLIC;

@@ -106,13 +106,13 @@ CREATE FUNCTION delete_email(p_id uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ DELETE FROM email_outbox WHERE id = p_id $$;
 
--- Deletes emails that waited for too long, and old counts. Returns the number of the emails.
-CREATE FUNCTION prune_emails(p_max_age interval) RETURNS bigint
+-- Deletes emails that waited for a day, and old counts. Returns the number of the emails.
+CREATE FUNCTION prune_emails() RETURNS bigint
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM email_counts WHERE since < clock_timestamp() - interval '1 hour';
+        DELETE FROM email_counts WHERE since < now() - interval '1 hour';
         WITH deleted AS (
-            DELETE FROM email_outbox WHERE created_at < clock_timestamp() - p_max_age RETURNING id)
+            DELETE FROM email_outbox WHERE created_at < now() - interval '1 day' RETURNING id)
         SELECT count(*) FROM deleted
     $$;
 

@@ -77,7 +77,7 @@ impl Maintenance {
             ("delete old second-factor challenges", store.prune_mfa_challenges(now).boxed()),
             ("delete old passkey challenges", store.prune_passkey_challenges(now).boxed()),
             ("delete old idempotency keys", store.prune_idempotency_keys(now).boxed()),
-            ("delete old key usage", store.prune_key_usage(now - self.usage_retention).boxed()),
+            ("delete old key usage", store.prune_key_usage(now, self.usage_retention).boxed()),
             ("delete old invitations", store.prune_invitations(now).boxed()),
             (
                 "delete old grants and unused OAuth clients",

@@ -54,8 +54,6 @@ const FIRST_STORE_PAUSE: Duration = Duration::from_millis(100);
 const MAX_STORE_PAUSE: Duration = Duration::from_secs(10);
 /// Timeout of one attempt to store it.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Age at which an unsent email is given up.
-const MAX_AGE: Duration = Duration::from_hours(24);
 /// Lifetime of a password reset link.
 const RESET_LIFETIME: Duration = Duration::from_hours(1);
 
@@ -137,7 +135,7 @@ impl Mailer {
         if !self.store.is_schema_compatible() {
             return Ok(());
         }
-        let expired = self.store.prune_mails(MAX_AGE).await?;
+        let expired = self.store.prune_mails().await?;
         if expired > 0 {
             error!(mails = expired, "emails were given up: they could not be sent within a day");
         }

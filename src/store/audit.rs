@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 use sqlx::{
     Postgres,
-    postgres::{PgArguments, PgBindIterExt as _, types::PgInterval},
+    postgres::{PgArguments, PgBindIterExt as _},
     query::Query,
     types::Json,
 };
@@ -99,13 +99,12 @@ impl DedicatedConnection {
 }
 
 impl Store {
-    /// Deletes counts of unknown credentials that are older than a month.
+    /// Deletes counts of unknown credentials that are older than 30 days.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_unknown_credential_counts(&self) -> Result<(), StoreError> {
-        let month = PgInterval { months: 0, days: 30, microseconds: 0 };
-        sqlx::query!(r#"SELECT prune_unknown_credential_counts($1) AS "done""#, month)
+        sqlx::query!(r#"SELECT prune_unknown_credential_counts() AS "done""#)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

@@ -92,9 +92,6 @@ pub const LEASE_TOLERANCE: Duration = Duration::from_secs(1);
 /// The time for which a node that stopped without deregistering is remembered: it may have lost
 /// audit events.
 const LOST_NODE_RETENTION: Duration = Duration::from_hours(24);
-/// The time for which an invalidation is kept. A node that was disconnected for longer clears its
-/// cache.
-const INVALIDATION_RETENTION: Duration = Duration::from_mins(10);
 
 const INVALIDATIONS: &str = "call2me_invalidations";
 const ACKNOWLEDGEMENTS: &str = "call2me_acknowledgements";
@@ -179,8 +176,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_invalidations(&self) -> Result<(), StoreError> {
-        let max_age = interval(INVALIDATION_RETENTION);
-        sqlx::query!(r#"SELECT prune_invalidations($1) AS "done""#, max_age)
+        sqlx::query!(r#"SELECT prune_invalidations() AS "done""#)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

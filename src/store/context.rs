@@ -15,6 +15,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use aws_lc_rs::{
@@ -83,6 +84,18 @@ impl ContextKey {
         let mut context = hmac::Context::with_key(&self.mac);
         context.update(client.as_bytes());
         context.update(digest(&SHA256, resource.as_bytes()).as_ref());
+        let mut mac = [0; 32];
+        mac.copy_from_slice(context.sign().as_ref());
+        mac
+    }
+
+    /// Computes the MAC of a node's setting, in seconds. It is valid as long as the key: a repeated
+    /// call does nothing new.
+    #[must_use]
+    pub fn sign_setting(&self, name: &str, seconds: i64) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&self.mac);
+        context.update(name.as_bytes());
+        context.update(&seconds.to_be_bytes());
         let mut mac = [0; 32];
         mac.copy_from_slice(context.sign().as_ref());
         mac
@@ -185,6 +198,13 @@ pub(super) struct SignedContext {
 
 /// The MAC of a client's protected resource, for `set_oauth_client_resource()`.
 pub(super) struct SignedResource {
+    pub(super) key_id: KeyId,
+    pub(super) mac: [u8; 32],
+}
+
+/// A setting and its MAC, for maintenance functions that must not take any value.
+pub(super) struct SignedSetting {
+    pub(super) seconds: i64,
     pub(super) key_id: KeyId,
     pub(super) mac: [u8; 32],
 }
@@ -293,6 +313,12 @@ impl ContextSigner {
     pub(super) fn sign_resource(&self, client: Uuid, resource: &str) -> SignedResource {
         let Signer { key, .. } = &*self.0;
         SignedResource { key_id: key.id(), mac: key.sign_resource(client, resource) }
+    }
+
+    /// Signs the value of a setting.
+    pub(super) fn sign_setting(&self, name: &str, value: Duration) -> SignedSetting {
+        let (key, seconds) = (&self.0.key, i64::try_from(value.as_secs()).unwrap_or(i64::MAX));
+        SignedSetting { seconds, key_id: key.id(), mac: key.sign_setting(name, seconds) }
     }
 }
 

@@ -99,13 +99,12 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes emails that have waited for longer than `older_than`. Returns their number.
+    /// Deletes emails that have waited for a day. Returns their number.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn prune_mails(&self, older_than: Duration) -> Result<i64, StoreError> {
-        let deleted =
-            sqlx::query_scalar!(r#"SELECT prune_emails($1) AS "deleted!""#, interval(older_than));
+    pub async fn prune_mails(&self) -> Result<i64, StoreError> {
+        let deleted = sqlx::query_scalar!(r#"SELECT prune_emails() AS "deleted!""#);
         Ok(deleted.fetch_one(&self.pools.background()).await?)
     }
 

@@ -3,7 +3,7 @@
 //! A workspace has at most one open invitation to an address. An invitation is closed when it is
 //! accepted, withdrawn or replaced.
 
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use super::{Store, StoreError, Tx};
 use crate::model::{
@@ -13,9 +13,6 @@ use crate::model::{
     page::{ListPage, PageRequest},
     scope::Role,
 };
-
-/// The time for which an expired invitation is kept.
-const KEPT_AFTER_EXPIRY: Duration = Duration::days(7);
 
 impl Store {
     /// Returns the workspace of an invitation, before the caller is authenticated.
@@ -52,7 +49,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_invitations(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_invitations($1) AS "done""#, now - KEPT_AFTER_EXPIRY)
+        sqlx::query!(r#"SELECT prune_invitations($1) AS "done""#, now)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

@@ -20,9 +20,7 @@ use crate::model::{
 };
 
 /// The time after which a client without a grant is deleted, unless it belongs to a workspace.
-pub(super) const UNUSED_CLIENT_LIFETIME: Duration = Duration::days(7);
-/// The time for which a new client is not deleted to make room for others.
-const PROTECTED_AFTER_REGISTRATION: Duration = Duration::hours(1);
+const UNUSED_CLIENT_LIFETIME: Duration = Duration::days(7);
 
 struct ClientRow {
     id: ClientId,
@@ -120,8 +118,8 @@ impl Store {
     }
 
     /// Stores a client that registers itself from `subnet`. False if too many clients have no grant
-    /// yet: `max_from_subnet` from this subnet, or `max_total` overall. At the overall limit, the
-    /// oldest of them that are older than an hour are deleted to make room.
+    /// yet: `max_from_subnet` from this subnet, or 10,000 overall. At the overall limit, the oldest
+    /// of them that are older than an hour are deleted to make room.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -130,12 +128,12 @@ impl Store {
         client: &Client,
         secret: Option<(Uuid, SecretDigest)>,
         subnet: IpNet,
-        [max_total, max_from_subnet]: [i32; 2],
+        max_from_subnet: i32,
     ) -> Result<bool, StoreError> {
         let (secret, digest) = secret.unzip();
         Ok(sqlx::query_scalar!(
-            r#"SELECT register_oauth_client($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
-                                            $14, $15) AS "registered!""#,
+            r#"SELECT register_oauth_client($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+               AS "registered!""#,
             client.id.uuid(),
             client.name,
             &client.redirect_uris,
@@ -147,10 +145,8 @@ impl Store {
             secret,
             digest.as_ref().map(SecretDigest::as_bytes),
             subnet as _,
-            max_total,
             max_from_subnet,
             client.created_at - UNUSED_CLIENT_LIFETIME,
-            client.created_at - PROTECTED_AFTER_REGISTRATION,
         )
         .fetch_one(&self.pools.requests())
         .await?)

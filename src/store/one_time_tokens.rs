@@ -17,8 +17,6 @@ use crate::model::{
 const MAX_RECENT_TOKENS: i64 = 5;
 /// The period over which tokens are counted for the limit.
 const LIMIT_WINDOW: Duration = Duration::hours(1);
-/// The time for which an expired token is kept.
-const KEPT_AFTER_EXPIRY: Duration = Duration::days(7);
 
 impl Store {
     /// Returns the user of a token, before the caller is authenticated.
@@ -87,8 +85,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_one_time_tokens(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let cutoff = now - KEPT_AFTER_EXPIRY;
-        sqlx::query!(r#"SELECT prune_one_time_tokens($1) AS "done""#, cutoff)
+        sqlx::query!(r#"SELECT prune_one_time_tokens($1) AS "done""#, now)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

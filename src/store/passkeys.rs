@@ -3,7 +3,7 @@
 //! Challenges are derived from their ids and are not stored. Only used ones are, so that each works
 //! once.
 
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
@@ -11,9 +11,6 @@ use crate::model::{
     id::{Id, PasskeyId, UserId},
     passkey::{NewPasskey, Passkey},
 };
-
-/// The time for which a used challenge is kept. It is longer than the lifetime of a challenge.
-const USED_CHALLENGE_RETENTION: Duration = Duration::days(1);
 
 /// The data that a passkey's signature is verified with, read under a lock.
 #[derive(Debug)]
@@ -47,8 +44,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_passkey_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let cutoff = now - USED_CHALLENGE_RETENTION;
-        sqlx::query!(r#"SELECT prune_used_webauthn_challenges($1) AS "done""#, cutoff)
+        sqlx::query!(r#"SELECT prune_used_webauthn_challenges($1) AS "done""#, now)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

@@ -4,7 +4,7 @@
 //! The TOTP secret and the recovery codes are derived from the factor's key, which is stored
 //! sealed.
 
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx};
@@ -40,9 +40,6 @@ pub struct MfaChallenge {
     pub wrong_codes: i32,
 }
 
-/// The time for which a challenge is kept. Wrong codes are counted over a part of it.
-const CHALLENGE_RETENTION: Duration = Duration::days(1);
-
 impl Store {
     /// Returns the user of a challenge, before the caller is authenticated.
     ///
@@ -59,8 +56,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_mfa_challenges(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let cutoff = now - CHALLENGE_RETENTION;
-        sqlx::query!(r#"SELECT prune_mfa_challenges($1) AS "done""#, cutoff)
+        sqlx::query!(r#"SELECT prune_mfa_challenges($1) AS "done""#, now)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())

@@ -136,14 +136,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_wrong_passwords(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let cutoff = expiry_cutoff(now);
-        sqlx::query!(
-            r#"SELECT prune_sign_in_failures($1, $2) AS "done""#,
-            cutoff,
-            now - NOTIFICATION_INTERVAL
-        )
-        .fetch_one(&self.pools.background())
-        .await?;
+        sqlx::query!(r#"SELECT prune_sign_in_failures($1) AS "done""#, now)
+            .fetch_one(&self.pools.background())
+            .await?;
         Ok(())
     }
 }

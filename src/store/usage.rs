@@ -5,10 +5,10 @@
 //! safe to revoke.
 
 use ipnet::IpNet;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx};
+use super::{Store, StoreError, Tx, context::SignedSetting};
 use crate::model::{
     api_key::KeyStatus,
     id::{ApiKeyId, EventId, Id, WorkspaceId},
@@ -19,8 +19,6 @@ use crate::model::{
 
 /// The maximum number of clients or addresses in one result.
 const MAX_CLIENTS: i64 = 100;
-/// The time for which counts by minute are kept.
-const MINUTE_RETENTION: Duration = Duration::hours(2);
 
 /// Returns the time up to which every use of a key is counted, on all nodes. `own_until` is the
 /// watermark of this node; those of the other nodes are in the database.
@@ -418,22 +416,33 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn prune_usage_minutes(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let cutoff = now - MINUTE_RETENTION;
-        sqlx::query!(r#"SELECT prune_usage_minutes($1) AS "done""#, cutoff)
+        sqlx::query!(r#"SELECT prune_usage_minutes($1) AS "done""#, now)
             .fetch_one(&self.pools.background())
             .await?;
         Ok(())
     }
 
-    /// Deletes hourly counts from before `oldest`, 50,000 rows at most, and the clients of keys
-    /// without a use since then.
+    /// Deletes hourly counts that are older than `retention`, 50,000 rows at most, and the clients
+    /// of keys without a use since then.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn prune_key_usage(&self, oldest: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT prune_key_usage($1) AS "done""#, oldest)
-            .fetch_one(&self.pools.background())
-            .await?;
+    pub async fn prune_key_usage(
+        &self,
+        now: OffsetDateTime,
+        retention: std::time::Duration,
+    ) -> Result<(), StoreError> {
+        let SignedSetting { seconds, key_id, mac } =
+            self.context.sign_setting("audit.usage_retention_days", retention);
+        sqlx::query!(
+            r#"SELECT prune_key_usage($1, $2, $3, $4) AS "done""#,
+            now,
+            seconds,
+            &key_id,
+            &mac,
+        )
+        .fetch_one(&self.pools.background())
+        .await?;
         Ok(())
     }
 }

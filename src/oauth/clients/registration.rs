@@ -20,9 +20,8 @@ use crate::{
     oauth::{OAuthError, OAuthErrorCode, ProtocolError},
 };
 
-/// Maximum number of clients that registered within a week and have no grant yet.
-const MAX_UNUSED: i32 = 10_000;
-/// Maximum number of such clients from one IPv4 address or IPv6 /64.
+/// Maximum number of clients that registered from one IPv4 address or IPv6 /64 within a week and
+/// have no grant yet. The maximum of all addresses is in the database.
 const MAX_UNUSED_PER_ADDRESS: i32 = 200;
 
 /// Registers clients that register themselves.
@@ -77,9 +76,8 @@ impl Registration {
         let secret =
             client.is_confidential().then(|| ClientSecret::new(self.context.env.entropy.bytes()));
         let digest = secret.as_ref().map(|secret| (self.context.env.new_uuid(), secret.digest()));
-        let (subnet, limits) =
-            (address::client_subnet(request.ip), [MAX_UNUSED, MAX_UNUSED_PER_ADDRESS]);
-        if !self.context.store.register_client(&client, digest, subnet, limits).await? {
+        let (subnet, limit) = (address::client_subnet(request.ip), MAX_UNUSED_PER_ADDRESS);
+        if !self.context.store.register_client(&client, digest, subnet, limit).await? {
             return Err(OAuthError::unavailable());
         }
         self.unknown.invalidate(client.id);

@@ -5,10 +5,10 @@
 
 mod state;
 
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{DedicatedConnection, Store, StoreError, Tx, oauth_clients::UNUSED_CLIENT_LIFETIME};
+use super::{DedicatedConnection, Store, StoreError, Tx, context::SignedSetting};
 use crate::model::{
     id::{ClientId, GrantId, Id, UserId, WorkspaceId},
     oauth::{
@@ -19,12 +19,6 @@ use crate::model::{
 };
 
 pub use state::lock;
-
-/// The time for which expired codes and secrets are kept, and by which the end of an idle grant may
-/// be late.
-const KEPT_AFTER_EXPIRY: Duration = Duration::days(1);
-/// The time for which an ended grant is kept.
-const ENDED_GRANT_RETENTION: Duration = Duration::days(90);
 
 /// The parties of a grant, which determine the transaction to begin for it.
 #[derive(Debug, Clone, Copy)]
@@ -106,9 +100,9 @@ impl Store {
         .await?)
     }
 
-    /// Ends grants that were unused for longer than `idle`. Deletes codes that were never redeemed,
-    /// grants that ended more than 90 days ago, expired client secrets, and clients without a grant
-    /// that are older than seven days (not workspace clients).
+    /// Ends grants that were unused for a day more than `idle`. Deletes codes that were never
+    /// redeemed, grants that ended more than 90 days ago, expired client secrets, and clients
+    /// without a grant that are older than seven days (not workspace clients).
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -117,15 +111,16 @@ impl Store {
         now: OffsetDateTime,
         idle: std::time::Duration,
     ) -> Result<(), StoreError> {
-        let expired_before = now - KEPT_AFTER_EXPIRY;
+        let SignedSetting { seconds, key_id, mac } =
+            self.context.sign_setting("oauth.refresh_token_seconds", idle);
         sqlx::query!(
-            r#"SELECT prune_expired_oauth_codes($1) AS codes, prune_oauth_grants($2, $3, $4) AS grants,
-                      prune_oauth_clients($5) AS clients"#,
-            expired_before,
+            r#"SELECT prune_expired_oauth_codes($1) AS codes,
+                      prune_oauth_grants($1, $2, $3, $4) AS grants,
+                      prune_oauth_clients($1) AS clients"#,
             now,
-            expired_before - idle,
-            now - ENDED_GRANT_RETENTION,
-            now - UNUSED_CLIENT_LIFETIME,
+            seconds,
+            &key_id,
+            &mac,
         )
         .fetch_one(&self.pools.background())
         .await?;

@@ -199,15 +199,20 @@ async fn grants_per_user_and_client_are_limited_to_fifty() {
 
 #[tokio::test]
 async fn unused_grant_ends_after_ninety_days() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_at_system_time(&[]).await;
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
-    for (days, remaining) in [(90, 1), (92, 0)] {
-        let later = app.clock.now() + time::Duration::days(days);
-        app.app.store.prune_oauth(later, Duration::from_hours(90 * 24)).await.unwrap();
-        assert_eq!(list_grants(&app, &dana.access_token, "").await.len(), remaining, "{days}");
+    let mut connection = app.database.connect().await;
+    for (days, active) in [(90, 1), (92, 0)] {
+        let make_older = "UPDATE oauth_grants SET last_used_at = now() - make_interval(days => $1)";
+        sqlx::query(make_older).bind(days).execute(&mut connection).await.unwrap();
+        let (now, idle) = (app.clock.now(), Duration::from_hours(90 * 24));
+        app.app.store.prune_oauth(now, idle).await.unwrap();
+        let count = "SELECT count(*) FROM oauth_grants WHERE ended_at IS NULL";
+        let left: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(left, active, "{days}");
     }
     app.database.wait_for_invalidation().await;
     app.request_as(access_token(&tokens), "GET", "/v1/agents")

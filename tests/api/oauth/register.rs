@@ -136,7 +136,7 @@ async fn number_of_registrations_is_limited() {
     response.assert_oauth_error(503, "temporarily_unavailable");
     // The total is limited, too. Then the oldest registrations make room, so that a flood does not
     // keep others out.
-    let app = TestApp::start().await;
+    let app = TestApp::start_at_system_time(&[]).await;
     let mut connection = app.database.connect().await;
     let fill = "INSERT INTO oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, created_at)
                 SELECT gen_random_uuid(), 'registered', 'x', '{}', 'none', '{}', $1
@@ -151,8 +151,10 @@ async fn number_of_registrations_is_limited() {
     let remaining: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
     assert_eq!(remaining, 10_000 - 100 + 1);
     // Unused registrations are deleted after a week.
-    let later = app.clock.now() + Duration::from_hours(8 * 24);
-    app.app.store.prune_oauth(later, Duration::from_hours(90 * 24)).await.unwrap();
+    let make_older = "UPDATE oauth_clients SET created_at = created_at - interval '8 days'";
+    sqlx::query(make_older).execute(&mut connection).await.unwrap();
+    let idle = Duration::from_hours(90 * 24);
+    app.app.store.prune_oauth(app.clock.now(), idle).await.unwrap();
     let remaining: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
     assert_eq!(remaining, 0);
 }
