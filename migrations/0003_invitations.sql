@@ -1,6 +1,7 @@
 -- Invitations to workspaces.
 
--- The token in the mailed link is a MAC of the id, under a key that the database does not hold.
+-- The token in the mailed link is a MAC of workspace, address and id, under a key that the database
+-- does not hold.
 CREATE TABLE invitations (
     id uuid PRIMARY KEY,
     workspace_id uuid NOT NULL REFERENCES workspaces ON DELETE CASCADE,
@@ -31,15 +32,12 @@ CREATE POLICY invitations_by_workspace ON invitations TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()))
     WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 
--- Returns the workspace of an invitation, before the caller is authenticated.
-CREATE FUNCTION find_invitation_workspace(p_id uuid) RETURNS uuid
+-- Returns the workspace and the address of an invitation, which its token is bound to, before the
+-- caller is authenticated. The link may be sent to no other address.
+CREATE FUNCTION find_invitation(p_id uuid)
+    RETURNS TABLE (workspace_id uuid, normalized_email text)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT workspace_id FROM invitations WHERE id = p_id $$;
-
--- Returns the invited address: the only one that the link may be sent to.
-CREATE FUNCTION find_invitation_email(p_id uuid) RETURNS text
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT email FROM invitations WHERE id = p_id $$;
+    AS $$ SELECT i.workspace_id, i.normalized_email FROM invitations i WHERE i.id = p_id $$;
 
 -- Counts the invitations to an address, from all workspaces. The limit on them protects an address
 -- from unwanted emails.
@@ -67,7 +65,7 @@ CREATE FUNCTION prune_invitations(p_now timestamptz) RETURNS void
         DELETE FROM invitations WHERE expires_at < pruning_time(p_now) - interval '7 days'
     $$;
 
-REVOKE ALL ON FUNCTION find_invitation_workspace, find_invitation_email,
-    count_invitations_to_email, count_invitations_by_inviter, prune_invitations FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_invitation_workspace, find_invitation_email,
-    count_invitations_to_email, count_invitations_by_inviter, prune_invitations TO call2me_auth_app;
+REVOKE ALL ON FUNCTION find_invitation, count_invitations_to_email,
+    count_invitations_by_inviter, prune_invitations FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_invitation, count_invitations_to_email,
+    count_invitations_by_inviter, prune_invitations TO call2me_auth_app;

@@ -1,7 +1,8 @@
 -- One-time tokens of mailed links, for password reset and email verification.
 
--- The token in a link is a MAC of purpose and id, under a key that the database does not hold. A
--- database dump therefore contains no usable token.
+-- The token in a link is a MAC of account, address, purpose and id, under a key that the database
+-- does not hold. A database dump therefore contains no usable token, and a row that injected SQL
+-- binds to the id of a token does not make it valid for another account.
 CREATE TABLE one_time_tokens (
     id uuid PRIMARY KEY,
     purpose text NOT NULL CHECK (purpose IN ('reset_password', 'verify_email')),
@@ -20,28 +21,27 @@ ALTER TABLE one_time_tokens ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_time_tokens_by_user ON one_time_tokens TO call2me_auth_app
     USING (user_id = (SELECT current_user_id())) WITH CHECK (user_id = (SELECT current_user_id()));
 
--- Returns the user and the purpose of a token, before the caller is authenticated.
-CREATE FUNCTION find_one_time_token_user(p_id uuid)
-    RETURNS TABLE (user_id uuid, purpose text)
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT t.user_id, t.purpose FROM one_time_tokens t WHERE t.id = p_id $$;
-
--- Returns the only address that the link of a token may be sent to.
-CREATE FUNCTION find_one_time_token_email(p_id uuid, p_purpose text) RETURNS text
+-- Returns the user and the address that a token is bound to, before the caller is authenticated.
+-- The link may be sent to no other address.
+CREATE FUNCTION find_one_time_token(p_id uuid, p_purpose text)
+    RETURNS TABLE (user_id uuid, normalized_email text)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        SELECT t.normalized_email FROM one_time_tokens t WHERE t.id = p_id AND t.purpose = p_purpose
+        SELECT t.user_id, t.normalized_email FROM one_time_tokens t
+        WHERE t.id = p_id AND t.purpose = p_purpose
     $$;
 
--- Stores a token for the account with an address. Returns false if there is no such account, if it
--- has `p_max_recent` tokens that were created after `p_recent_since`, if the token was used, or if
--- the id is that of another token. The limit protects an address from unwanted emails.
+-- Stores a token for the account with an address, and returns the account. Returns NULL if there is
+-- none, if it has `p_max_recent` tokens that were created after `p_recent_since`, if the token was
+-- used, or if the id is that of another token. The limit protects an address from unwanted emails.
 CREATE FUNCTION start_password_reset(
     p_id uuid, p_normalized_email text, p_created_at timestamptz, p_expires_at timestamptz,
     p_recent_since timestamptz, p_max_recent bigint
-) RETURNS boolean
+) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    DECLARE
+        account uuid;
     BEGIN
         INSERT INTO one_time_tokens (id, purpose, user_id, normalized_email, created_at, expires_at)
         SELECT p_id, 'reset_password', u.id, u.normalized_email, p_created_at, p_expires_at
@@ -56,8 +56,9 @@ CREATE FUNCTION start_password_reset(
             WHERE one_time_tokens.used_at IS NULL
               AND one_time_tokens.user_id = excluded.user_id
               AND one_time_tokens.purpose = excluded.purpose
-              AND one_time_tokens.normalized_email = excluded.normalized_email;
-        RETURN FOUND;
+              AND one_time_tokens.normalized_email = excluded.normalized_email
+        RETURNING one_time_tokens.user_id INTO account;
+        RETURN account;
     END
     $$;
 
@@ -68,7 +69,6 @@ CREATE FUNCTION prune_one_time_tokens(p_now timestamptz) RETURNS void
         DELETE FROM one_time_tokens WHERE expires_at < pruning_time(p_now) - interval '7 days'
     $$;
 
-REVOKE ALL ON FUNCTION find_one_time_token_user, find_one_time_token_email, start_password_reset,
-    prune_one_time_tokens FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_one_time_token_user, find_one_time_token_email, start_password_reset,
-    prune_one_time_tokens TO call2me_auth_app;
+REVOKE ALL ON FUNCTION find_one_time_token, start_password_reset, prune_one_time_tokens FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_one_time_token, start_password_reset, prune_one_time_tokens
+    TO call2me_auth_app;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use uuid::Uuid;
 
 use super::AuthError;
 use crate::{
@@ -13,10 +14,11 @@ use crate::{
     limit::Limits,
     model::{
         audit::{Action, Actor, NewEvent, RequestInfo},
+        email::Email,
         id::{UserId, WorkspaceId},
         mail::{EmailKind, OutgoingEmail, RequestOrigin},
         oauth::grant::GrantEndReason,
-        one_time_token::TokenKey,
+        one_time_token::{BoundTokenPurpose, TokenKey, TokenOwner, unverified_id},
         timestamp,
         user::User,
     },
@@ -122,6 +124,23 @@ impl ServiceContext {
     pub(super) async fn user(&self, id: UserId) -> Result<User, AuthError> {
         let mut tx = self.store.begin_for_user(id).await?;
         store::users::get(&mut tx, id).await?.ok_or(AuthError::NotFound("account"))
+    }
+
+    /// Verifies the token of a link that was mailed to an account. Returns its id and the account,
+    /// or `None` if it is not valid. The caller must check that it is unused and not expired.
+    pub(super) async fn verify_mailed_token(
+        &self,
+        purpose: BoundTokenPurpose,
+        token: &str,
+    ) -> Result<Option<(Uuid, UserId)>, AuthError> {
+        let Some(id) = unverified_id(token) else { return Ok(None) };
+        let Some(owner) = self.store.find_one_time_token(purpose, id).await? else {
+            return Ok(None);
+        };
+        let Ok(email) = Email::parse(&owner.email) else { return Ok(None) };
+        let bound_to = TokenOwner::Account(owner.user, &email);
+        let verified = self.token_key.verify_for(bound_to, purpose, token);
+        Ok(verified.map(|id| (id, owner.user)))
     }
 
     /// Queues an audit event that is not part of a transaction.

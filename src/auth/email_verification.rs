@@ -18,7 +18,7 @@ use crate::{
         email::Email,
         id::UserId,
         mail::EmailKind,
-        one_time_token::TokenPurpose,
+        one_time_token::BoundTokenPurpose,
         user::User,
     },
     store::{self, Audited, Tx},
@@ -79,7 +79,7 @@ impl EmailVerification {
         proof: AddressProof<'_>,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
-        let (purpose, now) = (TokenPurpose::EmailVerification, self.context.env.clock.now());
+        let (purpose, now) = (BoundTokenPurpose::EmailVerification, self.context.env.clock.now());
         let (id, user_id) = self.find_token(token).await?;
         let (mut tx, account) = self.reclaim.lock(user_id).await?.ok_or_else(invalid_link)?;
         if let AddressProof::WithSession(caller) = proof {
@@ -148,10 +148,8 @@ impl EmailVerification {
     }
 
     async fn find_token(&self, token: &str) -> Result<(Uuid, UserId), AuthError> {
-        let purpose = TokenPurpose::EmailVerification;
-        let id = self.context.token_key.verify(purpose, token).ok_or_else(invalid_link)?;
-        let user = self.context.store.find_one_time_token_user(purpose, id).await?;
-        Ok((id, user.ok_or_else(invalid_link)?))
+        let purpose = BoundTokenPurpose::EmailVerification;
+        self.context.verify_mailed_token(purpose, token).await?.ok_or_else(invalid_link)
     }
 
     /// Sends the caller another email verification link.
@@ -187,7 +185,8 @@ impl EmailVerification {
         email: &Email,
     ) -> Result<(), AuthError> {
         let (token, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
-        let (purpose, expires_at) = (TokenPurpose::EmailVerification, now + VERIFICATION_LIFETIME);
+        let purpose = BoundTokenPurpose::EmailVerification;
+        let expires_at = now + VERIFICATION_LIFETIME;
         let inserted =
             store::one_time_tokens::insert(tx, user.id, token, purpose, email, now, expires_at);
         if inserted.await? {

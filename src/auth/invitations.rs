@@ -25,7 +25,7 @@ use crate::{
         id::{Id, InvitationId, WorkspaceId},
         invitation::Invitation,
         mail::EmailKind,
-        one_time_token::TokenPurpose,
+        one_time_token::{BoundTokenPurpose, TokenOwner, unverified_id},
         page::{ListPage, PageRequest},
         password::Password,
         principal::Caller,
@@ -391,15 +391,14 @@ impl Invitations {
     }
 
     async fn verify_token(&self, token: &str) -> Result<(WorkspaceId, InvitationId), AuthError> {
-        let id = self
-            .context
-            .token_key
-            .verify(TokenPurpose::Invitation, token)
-            .ok_or_else(invalid_link)?;
-        let id = InvitationId::from(id);
-        let workspace =
-            self.context.store.find_invitation_workspace(id).await?.ok_or_else(invalid_link)?;
-        Ok((workspace, id))
+        let id = unverified_id(token).ok_or_else(invalid_link)?;
+        let invited = self.context.store.find_invitation(InvitationId::from(id)).await?;
+        let invited = invited.ok_or_else(invalid_link)?;
+        let email = parse_stored_email(&invited.email)?;
+        let owner = TokenOwner::Invitee(invited.workspace, &email);
+        let verified =
+            self.context.token_key.verify_for(owner, BoundTokenPurpose::Invitation, token);
+        Ok((invited.workspace, verified.ok_or_else(invalid_link)?.into()))
     }
 
     /// Locks the workspace, and with it the state of an inviting key, and closes the invitation, in

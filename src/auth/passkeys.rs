@@ -24,7 +24,7 @@ use crate::{
         audit::{Action, RequestInfo},
         id::{Id, PasskeyId, WorkspaceId},
         mail::EmailKind,
-        one_time_token::TokenPurpose,
+        one_time_token::{BoundTokenPurpose, TokenOwner, TokenPurpose},
         passkey,
         passkey::{Ceremony, Passkey, PasskeyError, RelyingParty},
         password::Password,
@@ -144,8 +144,8 @@ impl Passkeys {
         let algorithms = passkey::ALGORITHMS.iter();
         // The challenge is bound to this session; it is not valid in another one.
         let challenge = self.context.token_key.derive_for(
-            session.uuid(),
-            TokenPurpose::PasskeyRegistration,
+            TokenOwner::Session(session),
+            BoundTokenPurpose::PasskeyRegistration,
             self.context.env.new_uuid(),
         );
         Ok(json!({
@@ -212,8 +212,8 @@ impl Passkeys {
         let client_data = passkey::decode_base64url(&response.client_data)?;
         let challenge = passkey::verify_client_data(&party, Ceremony::Registration, &client_data)?;
         let challenge = self.context.token_key.verify_for(
-            session.uuid(),
-            TokenPurpose::PasskeyRegistration,
+            TokenOwner::Session(session),
+            BoundTokenPurpose::PasskeyRegistration,
             &challenge,
         );
         let challenge = self.check_challenge_age(challenge, REGISTRATION_CHALLENGE_LIFETIME)?;

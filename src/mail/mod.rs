@@ -28,7 +28,7 @@ use crate::{
         email::Email,
         id::InvitationId,
         mail::{EmailKind, OutgoingEmail},
-        one_time_token::{TokenKey, TokenPurpose},
+        one_time_token::{BoundTokenPurpose, TokenKey, TokenOwner},
     },
     store::{Store, StoreError, email_outbox::ClaimedMail},
 };
@@ -242,14 +242,16 @@ impl Mailer {
     /// requested for an address without an account.
     ///
     /// SQL that an attacker injects can add any email to the outbox. So a link is written only for
-    /// the address in the row of its token, which the attacker cannot change.
+    /// the address in the row of its token, and is bound to this address and to the account or
+    /// workspace in the row.
     async fn write(
         &self,
         id: Uuid,
         mail: &OutgoingEmail,
     ) -> Result<Option<EmailContent>, SendError> {
-        let link = |page: &str, purpose, token| {
-            content::link_with_token(&self.public_url, page, &self.token_key.derive(purpose, token))
+        let link = |page: &str, owner: TokenOwner<'_>, purpose, id| {
+            let token = self.token_key.derive_for(owner, purpose, id);
+            content::link_with_token(&self.public_url, page, &token)
         };
         Ok(Some(match &mail.subject {
             EmailKind::ForgotPassword => {
@@ -257,14 +259,11 @@ impl Mailer {
                 // The email's id is also the token's id, so that all attempts send the same link.
                 let (token, now) = (id, self.env.clock.now());
                 let until = now + RESET_LIFETIME;
-                if !self.store.start_password_reset(token, &email, now, until).await? {
-                    return Ok(None);
-                }
-                EmailContent::reset_password(link(
-                    "reset-password",
-                    TokenPurpose::PasswordReset,
-                    token,
-                ))
+                let account = self.store.start_password_reset(token, &email, now, until).await?;
+                let Some(account) = account else { return Ok(None) };
+                let owner = TokenOwner::Account(account, &email);
+                let purpose = BoundTokenPurpose::PasswordReset;
+                EmailContent::reset_password(link("reset-password", owner, purpose, token))
             }
             EmailKind::PasswordGuesses { origin } => {
                 let email = Email::parse(&mail.to).map_err(|why| SendError::Permanent(why.0))?;
@@ -274,16 +273,23 @@ impl Mailer {
                 EmailContent::password_guesses(&self.public_url, origin)
             }
             EmailKind::VerifyEmail { token } => {
-                let purpose = TokenPurpose::EmailVerification;
-                let email = self.store.find_one_time_token_email(purpose, *token).await?;
-                check_recipient(&mail.to, email.as_deref())?;
-                EmailContent::verify_email(link("verify-email", purpose, *token))
+                let purpose = BoundTokenPurpose::EmailVerification;
+                let bound_to = self.store.find_one_time_token(purpose, *token).await?;
+                let bound_to = bound_to.ok_or_else(foreign_link)?;
+                let email = check_recipient(&mail.to, &bound_to.email)?;
+                let owner = TokenOwner::Account(bound_to.user, &email);
+                EmailContent::verify_email(link("verify-email", owner, purpose, *token))
             }
             EmailKind::Invitation { token, workspace } => {
-                let email = self.store.find_invitation_email(InvitationId::from(*token)).await?;
-                check_recipient(&mail.to, email.as_deref())?;
-                let link = link("accept-invitation", TokenPurpose::Invitation, *token);
-                EmailContent::invitation(link, workspace)
+                let bound_to = self.store.find_invitation(InvitationId::from(*token)).await?;
+                let bound_to = bound_to.ok_or_else(foreign_link)?;
+                let email = check_recipient(&mail.to, &bound_to.email)?;
+                let owner = TokenOwner::Invitee(bound_to.workspace, &email);
+                let purpose = BoundTokenPurpose::Invitation;
+                EmailContent::invitation(
+                    link("accept-invitation", owner, purpose, *token),
+                    workspace,
+                )
             }
             EmailKind::PasswordChanged { origin, passkeys, apps, disconnected_apps } => {
                 let (url, disconnected) = (&self.public_url, disconnected_apps);
@@ -361,16 +367,13 @@ impl Mailer {
     }
 }
 
-/// Checks that the recipient of an email has the address that the token of its link is for.
-fn check_recipient(recipient: &str, expected: Option<&str>) -> Result<(), SendError> {
-    let parse = |text| Email::parse(text).map_err(|why| SendError::Permanent(why.0));
-    let is_expected = match expected {
-        Some(expected) => parse(recipient)?.normalized() == parse(expected)?.normalized(),
-        None => false,
-    };
-    if is_expected {
-        Ok(())
-    } else {
-        Err(SendError::Permanent("its link is not for this address".to_owned()))
-    }
+/// Returns the recipient of an email. Refuses one that has another address than the token of the
+/// link, in lower case, is for.
+fn check_recipient(recipient: &str, expected: &str) -> Result<Email, SendError> {
+    let email = Email::parse(recipient).map_err(|why| SendError::Permanent(why.0))?;
+    if email.normalized() == expected { Ok(email) } else { Err(foreign_link()) }
+}
+
+fn foreign_link() -> SendError {
+    SendError::Permanent("its link is not for this address".to_owned())
 }

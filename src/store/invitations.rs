@@ -14,34 +14,32 @@ use crate::model::{
     scope::Role,
 };
 
-impl Store {
-    /// Returns the workspace of an invitation, before the caller is authenticated.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn find_invitation_workspace(
-        &self,
-        id: InvitationId,
-    ) -> Result<Option<WorkspaceId>, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"SELECT find_invitation_workspace($1) AS "workspace: WorkspaceId""#,
-            id.uuid()
-        )
-        .fetch_one(&self.pools.requests())
-        .await?)
-    }
+/// The workspace and the address that the token of an invitation is bound to.
+#[derive(Debug)]
+pub struct InvitationOwner {
+    /// The workspace.
+    pub workspace: WorkspaceId,
+    /// The invited address in lower case.
+    pub email: String,
+}
 
-    /// Returns the address that an invitation is for.
+impl Store {
+    /// Returns the workspace and the address of an invitation, before the caller is authenticated.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_invitation_email(
+    pub async fn find_invitation(
         &self,
         id: InvitationId,
-    ) -> Result<Option<String>, StoreError> {
-        let email =
-            sqlx::query_scalar!(r#"SELECT find_invitation_email($1) AS "email""#, id.uuid());
-        Ok(email.fetch_one(&self.pools.background()).await?)
+    ) -> Result<Option<InvitationOwner>, StoreError> {
+        Ok(sqlx::query_as!(
+            InvitationOwner,
+            r#"SELECT workspace_id AS "workspace!: WorkspaceId", normalized_email AS "email!"
+               FROM find_invitation($1)"#,
+            id.uuid(),
+        )
+        .fetch_optional(&self.pools.requests())
+        .await?)
     }
 
     /// Deletes invitations that expired more than seven days ago.

@@ -1,7 +1,7 @@
 //! One-time tokens of mailed links, for password reset and email verification.
 //!
-//! A token is a MAC over its purpose and id under a key that is not in the database, so a database
-//! dump contains no usable token.
+//! A token is a MAC over its account, address, purpose and id, under a key that is not in the
+//! database, so a database dump contains no usable token.
 
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -10,7 +10,7 @@ use super::{Store, StoreError, Tx};
 use crate::model::{
     email::Email,
     id::{Id, UserId},
-    one_time_token::TokenPurpose,
+    one_time_token::BoundTokenPurpose,
 };
 
 /// The maximum number of tokens of one purpose that a user gets within [`LIMIT_WINDOW`].
@@ -18,46 +18,40 @@ const MAX_RECENT_TOKENS: i64 = 5;
 /// The period over which tokens are counted for the limit.
 const LIMIT_WINDOW: Duration = Duration::hours(1);
 
-impl Store {
-    /// Returns the user of a token, before the caller is authenticated.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn find_one_time_token_user(
-        &self,
-        purpose: TokenPurpose,
-        id: Uuid,
-    ) -> Result<Option<UserId>, StoreError> {
-        let row = sqlx::query!(
-            r#"SELECT user_id AS "user_id!: UserId", purpose AS "purpose!" FROM find_one_time_token_user($1)"#,
-            id,
-        )
-        .fetch_optional(&self.pools.requests())
-        .await?;
-        Ok(row.filter(|row| row.purpose == purpose.as_str()).map(|row| row.user_id))
-    }
+/// The user and the address that a token is bound to.
+#[derive(Debug)]
+pub struct OneTimeTokenOwner {
+    /// The user.
+    pub user: UserId,
+    /// The address in lower case.
+    pub email: String,
+}
 
-    /// Returns the address that a token was created for, in lower case.
+impl Store {
+    /// Returns the user and the address of a token, before the caller is authenticated.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_one_time_token_email(
+    pub async fn find_one_time_token(
         &self,
-        purpose: TokenPurpose,
+        purpose: BoundTokenPurpose,
         id: Uuid,
-    ) -> Result<Option<String>, StoreError> {
-        let email = sqlx::query_scalar!(
-            r#"SELECT find_one_time_token_email($1, $2) AS "email""#,
+    ) -> Result<Option<OneTimeTokenOwner>, StoreError> {
+        Ok(sqlx::query_as!(
+            OneTimeTokenOwner,
+            r#"SELECT user_id AS "user!: UserId", normalized_email AS "email!"
+               FROM find_one_time_token($1, $2)"#,
             id,
             purpose.as_str(),
-        );
-        Ok(email.fetch_one(&self.pools.background()).await?)
+        )
+        .fetch_optional(&self.pools.requests())
+        .await?)
     }
 
-    /// Stores a password reset token for the account with this address. If the token is already
-    /// stored for it and unused, its lifetime starts again. False if there is no such account, if
-    /// the token was used or is another one with this id, or if five others were stored for the
-    /// account within an hour.
+    /// Stores a password reset token for the account with this address, and returns the account. If
+    /// the token is already stored for it and unused, its lifetime starts again. `None` if there is
+    /// no such account, if the token was used or is another one with this id, or if five others
+    /// were stored for the account within an hour.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -67,9 +61,9 @@ impl Store {
         email: &Email,
         created_at: OffsetDateTime,
         expires_at: OffsetDateTime,
-    ) -> Result<bool, StoreError> {
-        let started = sqlx::query_scalar!(
-            r#"SELECT start_password_reset($1, $2, $3, $4, $5, $6) AS "started!""#,
+    ) -> Result<Option<UserId>, StoreError> {
+        let account = sqlx::query_scalar!(
+            r#"SELECT start_password_reset($1, $2, $3, $4, $5, $6) AS "account: UserId""#,
             id,
             email.normalized(),
             created_at,
@@ -77,7 +71,7 @@ impl Store {
             created_at - LIMIT_WINDOW,
             MAX_RECENT_TOKENS,
         );
-        Ok(started.fetch_one(&self.pools.background()).await?)
+        Ok(account.fetch_one(&self.pools.background()).await?)
     }
 
     /// Deletes tokens that expired more than seven days ago.
@@ -101,7 +95,7 @@ pub async fn insert(
     tx: &mut Tx,
     user: UserId,
     id: Uuid,
-    purpose: TokenPurpose,
+    purpose: BoundTokenPurpose,
     email: &Email,
     created_at: OffsetDateTime,
     expires_at: OffsetDateTime,
@@ -134,7 +128,7 @@ pub async fn redeem(
     tx: &mut Tx,
     user: UserId,
     id: Uuid,
-    purpose: TokenPurpose,
+    purpose: BoundTokenPurpose,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
     let result = sqlx::query!(
@@ -159,7 +153,7 @@ pub async fn redeem(
 pub async fn discard(
     tx: &mut Tx,
     user: UserId,
-    purpose: TokenPurpose,
+    purpose: BoundTokenPurpose,
     now: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(

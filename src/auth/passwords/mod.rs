@@ -21,7 +21,7 @@ use crate::{
         email::Email,
         mail::{EmailKind, OutgoingEmail},
         oauth::grant::GrantEndReason,
-        one_time_token::TokenPurpose,
+        one_time_token::BoundTokenPurpose,
         password::Password,
         session::{SessionEndReason, SessionSelector},
         user::User,
@@ -119,14 +119,9 @@ impl Passwords {
         new: &Password,
         request: &Arc<RequestInfo>,
     ) -> Result<(), AuthError> {
-        let purpose = TokenPurpose::PasswordReset;
-        let id = self.context.token_key.verify(purpose, token).ok_or_else(invalid_link)?;
-        let user_id = self
-            .context
-            .store
-            .find_one_time_token_user(purpose, id)
-            .await?
-            .ok_or_else(invalid_link)?;
+        let purpose = BoundTokenPurpose::PasswordReset;
+        let verified = self.context.verify_mailed_token(purpose, token).await?;
+        let (id, user_id) = verified.ok_or_else(invalid_link)?;
         let user = self.context.user(user_id).await?;
         let (email, name) = (parse_stored_email(&user.email)?, user.full_name.as_deref());
         let hash = self.hasher.hash_new_password("new_password", new, &email, name).await?;
@@ -168,7 +163,7 @@ impl Passwords {
         request: &Arc<RequestInfo>,
     ) -> Result<Audited, AuthError> {
         let (now, actor) = (self.context.env.clock.now(), Actor::user(user));
-        store::one_time_tokens::discard(tx, user.id, TokenPurpose::PasswordReset, now).await?;
+        store::one_time_tokens::discard(tx, user.id, BoundTokenPurpose::PasswordReset, now).await?;
         store::second_factor::discard_challenges(tx, user.id, now).await?;
         let passkeys = store::passkeys::list(tx, user.id).await?;
         let passkeys = passkeys.into_iter().map(|(passkey, _)| passkey.name).collect();

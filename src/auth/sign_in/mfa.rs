@@ -15,7 +15,7 @@ use crate::{
     model::{
         audit::RequestInfo,
         id::{UserId, WorkspaceId},
-        one_time_token::TokenPurpose,
+        one_time_token::{BoundTokenPurpose, TokenOwner, unverified_id},
     },
     store::{self, Audited, Tx},
 };
@@ -44,7 +44,8 @@ impl SignIn {
         let (id, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
         let expires_at = now + CHALLENGE_LIFETIME;
         store::second_factor::insert_challenge(tx, user, id, wanted, now, expires_at).await?;
-        Ok(self.context.token_key.derive(TokenPurpose::SecondFactor, id))
+        let owner = TokenOwner::User(user);
+        Ok(self.context.token_key.derive_for(owner, BoundTokenPurpose::SecondFactor, id))
     }
 
     /// Completes a sign-in with a TOTP code or a recovery code.
@@ -64,12 +65,10 @@ impl SignIn {
         code: &str,
         request: &Arc<RequestInfo>,
     ) -> Result<SessionCredentials, AuthError> {
-        let id = self
-            .context
-            .token_key
-            .verify(TokenPurpose::SecondFactor, token)
-            .ok_or(SIGN_IN_AGAIN)?;
+        let id = unverified_id(token).ok_or(SIGN_IN_AGAIN)?;
         let user_id = self.context.store.find_mfa_challenge_user(id).await?.ok_or(SIGN_IN_AGAIN)?;
+        let (owner, purpose) = (TokenOwner::User(user_id), BoundTokenPurpose::SecondFactor);
+        let id = self.context.token_key.verify_for(owner, purpose, token).ok_or(SIGN_IN_AGAIN)?;
         let user = self.context.user(user_id).await?;
         let account = self.context.store.find_account(&parse_stored_email(&user.email)?).await?;
         let account = account.ok_or(SIGN_IN_AGAIN)?;
