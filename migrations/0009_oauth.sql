@@ -349,7 +349,8 @@ CREATE FUNCTION find_device_authorization(p_user_code_macs bytea[], p_now timest
     $$;
 
 -- Records the user's decision: a grant, or NULL to deny. Returns false if the authorization is
--- decided or has expired.
+-- decided or has expired. The grant must be a new one of the transaction's user to the client that
+-- waits, in the transaction's workspace, without an authorization code: the client gets its tokens.
 CREATE FUNCTION decide_device_authorization(p_id uuid, p_grant_id uuid, p_now timestamptz)
     RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
@@ -357,7 +358,13 @@ CREATE FUNCTION decide_device_authorization(p_id uuid, p_grant_id uuid, p_now ti
     BEGIN
         UPDATE oauth_device_authorizations
         SET grant_id = p_grant_id, denied_at = CASE WHEN p_grant_id IS NULL THEN p_now END
-        WHERE id = p_id AND expires_at > p_now AND denied_at IS NULL AND grant_id IS NULL;
+        WHERE id = p_id AND expires_at > p_now AND denied_at IS NULL AND grant_id IS NULL
+          AND (p_grant_id IS NULL OR EXISTS (
+              SELECT FROM oauth_grants g
+              WHERE g.id = p_grant_id AND g.client_id = oauth_device_authorizations.client_id
+                AND g.workspace_id = current_workspace_id() AND g.user_id = current_user_id()
+                AND g.redirect_uri IS NULL AND g.code_challenge IS NULL
+                AND g.redeemed_at IS NULL AND g.ended_at IS NULL));
         RETURN FOUND;
     END
     $$;

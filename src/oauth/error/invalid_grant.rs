@@ -97,6 +97,12 @@ pub enum DeviceCodeFault {
     /// The grant of the device was deleted.
     #[error("its grant does not exist")]
     UnknownGrant,
+    /// The grant gives access to another client.
+    #[error("its grant is one of another client")]
+    OtherClient,
+    /// The grant was not created by the approval of a device.
+    #[error("its grant has an authorization code")]
+    OtherFlow,
     /// The grant gives no tokens.
     #[error(transparent)]
     Inactive(#[from] InactiveGrant),

@@ -5,7 +5,15 @@ use uuid::Uuid;
 
 use super::{DeviceCodeRequest, TokenEndpoint, Tokens};
 use crate::{
-    model::{id::GrantId, oauth::device::DeviceState, one_time_token::TokenPurpose},
+    model::{
+        id::GrantId,
+        oauth::{
+            client::Client,
+            device::DeviceState,
+            grant::{GrantFlow, GrantState},
+        },
+        one_time_token::TokenPurpose,
+    },
     oauth::{
         DeviceCodeFault, InvalidGrant, OAuthError, OAuthErrorCode, ProtocolError,
         clients::AuthenticatedClient,
@@ -25,6 +33,9 @@ impl TokenEndpoint {
         let id = self.approved_device_grant(device, client).await?;
         let locked = self.lock_user_grant(id).await?;
         let locked = locked.ok_or(invalid(DeviceCodeFault::UnknownGrant))?;
+        if let Err(fault) = check_binding(client, &locked.grant) {
+            return Err(self.record_refusal(client, locked, invalid(fault)).await);
+        }
         match self.redeemable_scope(&locked) {
             Ok(scope) => self.issue_first_tokens(client, locked, scope, &request.resources).await,
             Err(cause) => Err(self.record_refusal(client, locked, invalid(cause.into())).await),
@@ -53,5 +64,16 @@ impl TokenEndpoint {
             }
         };
         Err(ProtocolError::new(code, why).into())
+    }
+}
+
+/// Checks that a grant was created by the approval of a device of this client.
+fn check_binding(client: &Client, grant: &GrantState) -> Result<(), DeviceCodeFault> {
+    if grant.client_id != client.id {
+        return Err(DeviceCodeFault::OtherClient);
+    }
+    match grant.flow {
+        GrantFlow::Device => Ok(()),
+        GrantFlow::AuthorizationCode { .. } => Err(DeviceCodeFault::OtherFlow),
     }
 }
