@@ -52,10 +52,10 @@ GRANT SELECT (id, email, normalized_email, full_name, profile, last_workspace_id
     UPDATE (full_name, profile, password_hash, last_workspace_id, email_verified_at,
             reclaimable_until)
     ON users TO call2me_auth_app;
-GRANT SELECT, INSERT (id, name, created_at), UPDATE (name, branding, rate_limit_per_minute,
-                                              require_second_factor)
+-- Workspaces and memberships are inserted by create_workspace() and accept_invitation() only.
+GRANT SELECT, UPDATE (name, branding, rate_limit_per_minute, require_second_factor)
     ON workspaces TO call2me_auth_app;
-GRANT SELECT, INSERT, UPDATE (role, full_name, profile), DELETE ON memberships TO call2me_auth_app;
+GRANT SELECT, UPDATE (role, full_name, profile), DELETE ON memberships TO call2me_auth_app;
 
 ALTER TABLE users ENABLE ROW LEVEL SECURITY;
 CREATE POLICY users_select ON users FOR SELECT TO call2me_auth_app
@@ -72,16 +72,12 @@ CREATE POLICY workspaces_select ON workspaces FOR SELECT TO call2me_auth_app
     USING (id = (SELECT current_workspace_id()) OR EXISTS (
         SELECT FROM memberships m
         WHERE m.workspace_id = workspaces.id AND m.user_id = (SELECT current_user_id())));
-CREATE POLICY workspaces_insert ON workspaces FOR INSERT TO call2me_auth_app
-    WITH CHECK (id = (SELECT current_workspace_id()));
 CREATE POLICY workspaces_update ON workspaces FOR UPDATE TO call2me_auth_app
     USING (id = (SELECT current_workspace_id()));
 
 ALTER TABLE memberships ENABLE ROW LEVEL SECURITY;
 CREATE POLICY memberships_select ON memberships FOR SELECT TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()) OR user_id = (SELECT current_user_id()));
-CREATE POLICY memberships_insert ON memberships FOR INSERT TO call2me_auth_app
-    WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 CREATE POLICY memberships_update ON memberships FOR UPDATE TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()));
 CREATE POLICY memberships_delete ON memberships FOR DELETE TO call2me_auth_app
@@ -133,6 +129,25 @@ CREATE FUNCTION replace_password_hash(p_old_hash text, p_new_hash text) RETURNS 
     END
     $$;
 
+-- Creates the transaction's workspace, with the transaction's user as its first owner. A member is
+-- visible to the whole workspace, so the context must prove the user too, and not the workspace
+-- alone.
+CREATE FUNCTION create_workspace(p_id uuid, p_name text, p_created_at timestamptz) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        IF p_id IS DISTINCT FROM current_workspace_id() OR p_id IS NULL
+           OR current_user_id() IS NULL
+        THEN
+            RAISE EXCEPTION 'a workspace must be that of the transaction, which must have a user'
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        INSERT INTO workspaces (id, name, created_at) VALUES (p_id, p_name, p_created_at);
+        INSERT INTO memberships (workspace_id, user_id, role, joined_at)
+        VALUES (p_id, current_user_id(), 'owner', p_created_at);
+    END
+    $$;
+
 -- Deletes the transaction's user and all data that belongs to this user alone. API keys that the
 -- user created remain.
 CREATE FUNCTION delete_current_user() RETURNS boolean
@@ -159,6 +174,6 @@ CREATE FUNCTION delete_current_workspace() RETURNS boolean
     $$;
 
 REVOKE ALL ON FUNCTION find_account_by_email, lock_password_hash, replace_password_hash,
-    delete_current_user, delete_current_workspace FROM PUBLIC;
+    create_workspace, delete_current_user, delete_current_workspace FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_account_by_email, lock_password_hash, replace_password_hash,
-    delete_current_user, delete_current_workspace TO call2me_auth_app;
+    create_workspace, delete_current_user, delete_current_workspace TO call2me_auth_app;

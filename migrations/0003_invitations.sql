@@ -39,6 +39,29 @@ CREATE FUNCTION find_invitation(p_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ SELECT i.workspace_id, i.normalized_email FROM invitations i WHERE i.id = p_id $$;
 
+-- Makes the transaction's user a member of the transaction's workspace, and closes the invitation
+-- that allows it. Returns false if it is not open, or not for the address of this user.
+CREATE FUNCTION accept_invitation(p_id uuid, p_now timestamptz) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        invited_role text;
+    BEGIN
+        UPDATE invitations i SET closed_at = p_now
+        FROM users u
+        WHERE i.id = p_id AND i.workspace_id = current_workspace_id() AND i.closed_at IS NULL
+          AND i.expires_at > p_now AND u.id = current_user_id()
+          AND u.normalized_email = i.normalized_email
+        RETURNING i.role INTO invited_role;
+        IF NOT FOUND THEN
+            RETURN false;
+        END IF;
+        INSERT INTO memberships (workspace_id, user_id, role, joined_at)
+        VALUES (current_workspace_id(), current_user_id(), invited_role, p_now);
+        RETURN true;
+    END
+    $$;
+
 -- Counts the invitations to an address, from all workspaces. The limit on them protects an address
 -- from unwanted emails.
 CREATE FUNCTION count_invitations_to_email(p_normalized_email text, p_since timestamptz)
@@ -65,7 +88,7 @@ CREATE FUNCTION prune_invitations(p_now timestamptz) RETURNS void
         DELETE FROM invitations WHERE expires_at < pruning_time(p_now) - interval '7 days'
     $$;
 
-REVOKE ALL ON FUNCTION find_invitation, count_invitations_to_email,
+REVOKE ALL ON FUNCTION find_invitation, accept_invitation, count_invitations_to_email,
     count_invitations_by_inviter, prune_invitations FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_invitation, count_invitations_to_email,
+GRANT EXECUTE ON FUNCTION find_invitation, accept_invitation, count_invitations_to_email,
     count_invitations_by_inviter, prune_invitations TO call2me_auth_app;

@@ -146,6 +146,7 @@ CREATE POLICY oauth_client_secrets_by_workspace ON oauth_client_secrets TO call2
     WITH CHECK (EXISTS (SELECT FROM oauth_clients c
                         WHERE c.id = client_id AND c.workspace_id = (SELECT current_workspace_id())));
 
+-- The role inserts grants of users. A client's own grant is inserted by get_or_create_own_grant().
 GRANT SELECT, INSERT,
     UPDATE (redeemed_at, last_used_at, refresh_generation, revoked_tokens, ended_at, end_reason)
     ON oauth_grants TO call2me_auth_app;
@@ -154,7 +155,7 @@ CREATE POLICY oauth_grants_select ON oauth_grants FOR SELECT TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()) OR user_id = (SELECT current_user_id()));
 CREATE POLICY oauth_grants_insert ON oauth_grants FOR INSERT TO call2me_auth_app
     WITH CHECK (workspace_id = (SELECT current_workspace_id())
-                AND (user_id IS NULL OR user_id = (SELECT current_user_id())));
+                AND user_id = (SELECT current_user_id()));
 CREATE POLICY oauth_grants_update ON oauth_grants FOR UPDATE TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()) OR user_id = (SELECT current_user_id()));
 
@@ -227,6 +228,39 @@ CREATE FUNCTION find_oauth_grants(p_ids uuid[])
         LEFT JOIN users u ON u.id = g.user_id
         LEFT JOIN memberships m ON m.workspace_id = g.workspace_id AND m.user_id = g.user_id
         WHERE g.id = ANY (p_ids)
+    $$;
+
+------------------------------------------------------------------------------------------------
+-- Clients that act for themselves
+
+-- Returns the active grant of a client of the transaction's workspace to itself, and creates it if
+-- there is none. A client has one, so a grant to a client of another workspace would keep that
+-- client from its own.
+CREATE FUNCTION get_or_create_own_grant(
+    p_id uuid, p_client_id uuid, p_workspace_id uuid, p_scope text, p_resources text[],
+    p_now timestamptz, p_refresh_seed bytea
+) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        grant_id uuid;
+    BEGIN
+        IF p_workspace_id IS DISTINCT FROM current_workspace_id() OR NOT EXISTS (
+            SELECT FROM oauth_clients c
+            WHERE c.id = p_client_id AND c.workspace_id = p_workspace_id)
+        THEN
+            RAISE EXCEPTION 'a client acts for itself in the workspace of the transaction only'
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
+                                  redeem_by, refresh_seed)
+        VALUES (p_id, p_client_id, p_workspace_id, p_scope, p_resources, p_now, p_now,
+                p_refresh_seed)
+        ON CONFLICT (client_id) WHERE user_id IS NULL AND ended_at IS NULL
+            DO UPDATE SET last_used_at = p_now
+        RETURNING id INTO grant_id;
+        RETURN grant_id;
+    END
     $$;
 
 ------------------------------------------------------------------------------------------------
@@ -449,12 +483,14 @@ CREATE FUNCTION prune_oauth_clients(p_now timestamptz) RETURNS void
     $$;
 
 REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
-    register_oauth_client, store_oauth_metadata_document, start_device_authorization, find_device_authorization,
-    decide_device_authorization, lock_device_authorization, record_device_poll,
+    get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
+    start_device_authorization, find_device_authorization, decide_device_authorization,
+    lock_device_authorization, record_device_poll,
     list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
-    register_oauth_client, store_oauth_metadata_document, start_device_authorization, find_device_authorization,
-    decide_device_authorization, lock_device_authorization, record_device_poll,
+    get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
+    start_device_authorization, find_device_authorization, decide_device_authorization,
+    lock_device_authorization, record_device_poll,
     list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     TO call2me_auth_app;

@@ -160,7 +160,7 @@ impl Accounts {
         let (mut tx, user, email, workspace) = self.insert(&account).await?;
         let (action, actor) = (Action::WorkspaceCreated, Actor::user(&user));
         let event = self.context.audit_event(request, workspace.id, action, actor, 201);
-        self.workspaces.insert(&mut tx, &workspace, user.id, event).await?;
+        self.workspaces.insert(&mut tx, &workspace, event).await?;
         let owner = Membership { workspace_id: workspace.id, role: Role::Owner };
         let (credentials, audited) =
             self.sessions.create(&mut tx, user.id, Actor::user(&user), owner, request, 201).await?;
@@ -188,7 +188,7 @@ impl Accounts {
         let (mut tx, user, _, workspace) = self.insert(&account).await?;
         let (action, id) = (Action::WorkspaceCreated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
-        let audited = self.workspaces.insert(&mut tx, &workspace, user.id, event).await?;
+        let audited = self.workspaces.insert(&mut tx, &workspace, event).await?;
         tx.commit(audited).await?.unfenced("a new account, which no node has cached");
         Ok((user, workspace))
     }

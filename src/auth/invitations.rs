@@ -292,7 +292,7 @@ impl Invitations {
         let user = self.context.user(user_id).await?;
         let (workspace, id) = self.verify_token(token).await?;
         let mut tx = self.context.store.begin(workspace, Some(user_id)).await?;
-        let invitation = self.lock_and_close(&mut tx, workspace, id).await?;
+        let invitation = self.lock(&mut tx, workspace, id).await?;
         if parse_stored_email(&invitation.email)?.normalized()
             != parse_stored_email(&user.email)?.normalized()
         {
@@ -354,7 +354,7 @@ impl Invitations {
         let hash =
             self.passwords.hasher.hash_new_password("password", password, &email, name).await?;
         let mut tx = self.context.store.begin(workspace, Some(user.id)).await?;
-        let invitation = self.lock_and_close(&mut tx, workspace, id).await?;
+        let invitation = self.lock(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
         let audited = self.add_member(&mut tx, workspace, &user, &invitation, request).await?;
         store::users::set_email_verified(&mut tx, user.id, now).await?;
@@ -401,9 +401,9 @@ impl Invitations {
         Ok((invited.workspace, verified.ok_or_else(invalid_link)?.into()))
     }
 
-    /// Locks the workspace, and with it the state of an inviting key, and closes the invitation, in
-    /// the caller's transaction.
-    async fn lock_and_close(
+    /// Returns an invitation that can be accepted. Locks the workspace until the transaction ends,
+    /// and with it the state of an inviting key, so that concurrent calls take turns.
+    async fn lock(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
@@ -412,14 +412,10 @@ impl Invitations {
         let now = self.context.env.clock.now();
         store::members::lock_workspace(tx, workspace).await?;
         let invitation = store::invitations::get_acceptable(tx, workspace, id, now).await?;
-        let invitation = invitation.ok_or_else(invalid_link)?;
-        if store::invitations::close(tx, workspace, id, now).await? {
-            Ok(invitation)
-        } else {
-            Err(invalid_link())
-        }
+        invitation.ok_or_else(invalid_link)
     }
 
+    /// Makes the transaction's user a member, and closes the invitation.
     async fn add_member(
         &self,
         tx: &mut Tx,
@@ -429,7 +425,9 @@ impl Invitations {
         request: &Arc<RequestInfo>,
     ) -> Result<Audited, AuthError> {
         let now = self.context.env.clock.now();
-        store::members::insert(tx, workspace, user.id, invitation.role, now).await?;
+        if !store::invitations::accept(tx, invitation.id, now).await? {
+            return Err(invalid_link());
+        }
         let event = self
             .context
             .audit_event(request, workspace, Action::MemberJoined, Actor::user(user), 201)

@@ -112,7 +112,7 @@ impl Members {
     ) -> Result<Member, AuthError> {
         let workspace = caller.workspace();
         let confirmed = self.passwords.has_reauthenticated(caller, password).await?;
-        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let (member, caller_role) = self.lock(&mut tx, caller, user).await?;
         require_another_owner(&mut tx, workspace, &member).await?;
         if role > caller_role {
@@ -157,11 +157,14 @@ impl Members {
     pub async fn remove(&self, caller: &AdminCaller, user: UserId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let confirmed = self.passwords.has_reauthenticated(caller, None).await?;
-        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let (member, _) = self.lock(&mut tx, caller, user).await?;
         if member.role == Role::Owner && !confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
+        // Row-level security shows sessions to their user only. The context gets the user now that
+        // the user is known to be a member.
+        tx.set_user(user).await?;
         let audited = self.remove_membership(&mut tx, caller, workspace, &member).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }

@@ -20,7 +20,7 @@ use crate::{
     model::{
         audit::{Action, Actor, NewEvent},
         email::Email,
-        id::{UserId, WorkspaceId},
+        id::WorkspaceId,
         page::{ListPage, PageRequest},
         password::Password,
         principal::Caller,
@@ -126,7 +126,7 @@ impl Workspaces {
         }
         let action = Action::WorkspaceCreated;
         let event = audit::event_in_workspace(&self.context.env, caller, workspace.id, action, 201);
-        let audited = self.insert(tx, &workspace, user, event).await?;
+        let audited = self.insert(tx, &workspace, event).await?;
         Ok((WorkspaceWithRole { workspace, role: Role::Owner }, audited))
     }
 
@@ -156,7 +156,7 @@ impl Workspaces {
         let mut tx = self.context.store.begin(workspace.id, Some(owner)).await?;
         let (action, id) = (Action::WorkspaceCreated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
-        let audited = self.insert(&mut tx, &workspace, owner, event).await?;
+        let audited = self.insert(&mut tx, &workspace, event).await?;
         tx.commit(audited).await?.unfenced("a new workspace, which no node has cached");
         Ok(workspace)
     }
@@ -179,12 +179,9 @@ impl Workspaces {
         &self,
         tx: &mut Tx,
         workspace: &Workspace,
-        owner: UserId,
         event: NewEvent,
     ) -> Result<Audited, AuthError> {
-        store::workspaces::insert(tx, workspace).await?;
-        let since = workspace.created_at;
-        store::members::insert(tx, workspace.id, owner, Role::Owner, since).await?;
+        store::workspaces::create(tx, workspace).await?;
         let event = event.with_target(workspace.id, workspace.name.clone());
         Ok(store::audit::insert(tx, workspace.id, &event).await?)
     }

@@ -272,6 +272,27 @@ pub async fn get_acceptable(
     .await?)
 }
 
+/// Makes the user of `tx` a member of its workspace, and closes the invitation. False if it is
+/// closed or expired, or not for the address of this user. Concurrent calls take turns.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn accept(
+    tx: &mut Tx,
+    id: InvitationId,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    Ok(
+        sqlx::query_scalar!(
+            r#"SELECT accept_invitation($1, $2) AS "is_accepted!""#,
+            id.uuid(),
+            now,
+        )
+        .fetch_one(tx.conn())
+        .await?,
+    )
+}
+
 /// Closes an invitation. False if it is closed or expired. Concurrent calls take turns.
 ///
 /// # Errors

@@ -1,7 +1,9 @@
 //! Memberships of users in workspaces, with their roles.
+//!
+//! A membership begins with the creation of its workspace ([`super::workspaces::create`]) or with
+//! an invitation ([`super::invitations::accept`]).
 
 use sqlx::types::Json;
-use time::OffsetDateTime;
 
 use super::{StoreError, Tx};
 use crate::model::{
@@ -12,29 +14,6 @@ use crate::model::{
     scope::Role,
     user::{Member, Membership, User},
 };
-
-/// Adds a user to a workspace.
-///
-/// # Errors
-/// [`StoreError`] if the query fails.
-pub async fn insert(
-    tx: &mut Tx,
-    workspace: WorkspaceId,
-    user: UserId,
-    role: Role,
-    joined_at: OffsetDateTime,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "INSERT INTO memberships (workspace_id, user_id, role, joined_at) VALUES ($1, $2, $3, $4)",
-        workspace.uuid(),
-        user.uuid(),
-        role.as_str(),
-        joined_at,
-    )
-    .execute(tx.conn())
-    .await?;
-    Ok(())
-}
 
 /// Returns a user's role in a workspace and locks it against changes until the transaction ends.
 /// `None` if the user is not a member.

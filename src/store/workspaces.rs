@@ -12,18 +12,18 @@ use crate::model::{
     workspace::{Workspace, WorkspaceChange, WorkspaceWithRole},
 };
 
-/// Inserts a new workspace. `tx` must belong to that workspace.
+/// Creates a workspace that the user of `tx` owns. `tx` must belong to that workspace.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn insert(tx: &mut Tx, workspace: &Workspace) -> Result<(), StoreError> {
+pub async fn create(tx: &mut Tx, workspace: &Workspace) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO workspaces (id, name, created_at) VALUES ($1, $2, $3)",
+        r#"SELECT create_workspace($1, $2, $3) AS "done""#,
         workspace.id.uuid(),
         workspace.name,
         workspace.created_at,
     )
-    .execute(tx.conn())
+    .fetch_one(tx.conn())
     .await?;
     Ok(())
 }

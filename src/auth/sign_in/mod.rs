@@ -166,7 +166,7 @@ impl SignIn {
         tx.set_workspace(workspace.id).await?;
         let (action, actor) = (Action::WorkspaceCreated, Actor::system());
         let event = self.context.audit_event(request, workspace.id, action, actor, 200);
-        self.workspaces.insert(tx, &workspace, account.user_id, event).await?;
+        self.workspaces.insert(tx, &workspace, event).await?;
         Ok(Membership { workspace_id: workspace.id, role: Role::Owner })
     }
 

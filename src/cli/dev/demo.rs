@@ -20,6 +20,7 @@ use crate::{
         email::Email,
         fields::Fields,
         id::{AgentId, ApiKeyId, WorkspaceId},
+        invitation::Invitation,
         password::Password,
         scope::{Role, Scope},
         usage::{KeyUse, RouteUse},
@@ -167,9 +168,7 @@ impl<'a> Seed<'a> {
         store::users::insert(&mut tx, &owner, email, hash, workspace.id).await?;
         // Invitations and passkeys require it.
         store::users::set_email_verified(&mut tx, owner.id, owner.created_at).await?;
-        store::workspaces::insert(&mut tx, &workspace).await?;
-        let joined = owner.created_at;
-        store::members::insert(&mut tx, workspace.id, owner.id, Role::Owner, joined).await?;
+        store::workspaces::create(&mut tx, &workspace).await?;
         let agents = self.insert_resources(&mut tx, workspace.id).await?;
         self.insert_calls(&mut tx, workspace.id, &agents).await?;
         self.insert_wallet(&mut tx, workspace.id).await?;
@@ -192,7 +191,7 @@ impl<'a> Seed<'a> {
         let revoked_at = self.now - Duration::days(20);
         let by = owner.id.to_string();
         store::api_keys::revoke(&mut tx, workspace.id, legacy, revoked_at, Some(&by)).await?;
-        self.insert_members(&mut tx, workspace.id, hash).await?;
+        self.insert_members(&mut tx, workspace.id, &owner, hash).await?;
         tx.commit(audited).await?.unfenced("the service has not started");
         DedicatedConnection::new(self.store.clone())
             .append_audit_events(self.traffic_events(workspace.id, &keys[..2]).iter(), false)
@@ -219,6 +218,7 @@ impl<'a> Seed<'a> {
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
+        owner: &User,
         hash: &SecretString,
     ) -> Result<(), StoreError> {
         for (address, name, role, days) in [
@@ -230,7 +230,16 @@ impl<'a> Seed<'a> {
             let user = new_user(&then, &email, name);
             tx.set_user(user.id).await?;
             store::users::insert(tx, &user, &email, hash, workspace).await?;
-            store::members::insert(tx, workspace, user.id, role, user.created_at).await?;
+            let invitation = Invitation {
+                id: then.new_id(),
+                email: user.email,
+                role,
+                invited_by: owner.id.to_string(),
+                created_at: user.created_at,
+                expires_at: user.created_at + Duration::days(7),
+            };
+            store::invitations::insert(tx, workspace, &invitation, &email, None).await?;
+            store::invitations::accept(tx, invitation.id, user.created_at).await?;
         }
         Ok(())
     }

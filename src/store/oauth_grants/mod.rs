@@ -171,7 +171,8 @@ pub async fn lacks_second_factor(tx: &mut Tx, id: GrantId) -> Result<bool, Store
     .await?)
 }
 
-/// Returns the grant of a client that acts for itself, and creates it if there is none.
+/// Returns the grant of a client that acts for itself, and creates it if there is none. `tx` must
+/// belong to the workspace of the client.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -180,18 +181,12 @@ pub async fn get_or_create_own_grant(
     grant: &NewOwnGrant,
 ) -> Result<GrantId, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
-                                     redeem_by, refresh_seed)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-           ON CONFLICT (client_id) WHERE user_id IS NULL AND ended_at IS NULL
-               DO UPDATE SET last_used_at = excluded.created_at
-           RETURNING id AS "id: GrantId""#,
+        r#"SELECT get_or_create_own_grant($1, $2, $3, $4, $5, $6, $7) AS "id!: GrantId""#,
         grant.id.uuid(),
         grant.client_id.uuid(),
         grant.workspace_id.uuid(),
         grant.scope.as_str(),
         &grant.resources,
-        grant.created_at,
         grant.created_at,
         grant.sealed_seed,
     )
