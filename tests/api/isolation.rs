@@ -519,7 +519,7 @@ async fn set_context(
 }
 
 /// Returns the time of PostgreSQL, in microseconds since 1970.
-async fn database_time(connection: &mut PgConnection) -> i64 {
+pub async fn database_time(connection: &mut PgConnection) -> i64 {
     sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
         .fetch_one(connection)
         .await

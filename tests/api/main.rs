@@ -40,6 +40,7 @@ mod faults;
 mod forward_auth;
 mod gateway;
 mod idempotency;
+mod injected_sql;
 mod invitations;
 mod isolation;
 mod key_networks;

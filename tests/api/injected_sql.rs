@@ -1,0 +1,684 @@
+//! SQL that an attacker injects runs as the role of the service, with the context of the attacker's
+//! own request. It can call every function of the role. `isolation.rs` checks the tables.
+
+use call2me_auth::{model::id, store::ContextKey};
+use serde_json::{Value, json};
+use sqlx::{
+    AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row as _, Transaction,
+    postgres::PgRow,
+};
+use uuid::Uuid;
+
+use crate::{
+    fixture::{
+        Browser, PASSWORD, SmtpSink, TestApp, TestUser, context_key, eventually, link_token,
+        oauth::{DEVICE_GRANT, OAuthClient, OAuthExt},
+    },
+    isolation::database_time,
+};
+
+const NEW_PASSWORD: &str = "a walk in the old park";
+
+/// A connection as the role of the service.
+struct Injection(PgConnection);
+
+impl Injection {
+    async fn new(app: &TestApp) -> Self {
+        let mut connection = app.database.connect().await;
+        connection.execute("SET ROLE call2me_auth_app").await.unwrap();
+        Self(connection)
+    }
+
+    /// Begins a transaction with the context of a request of this user.
+    async fn begin_as(&mut self, user: &TestUser) -> Transaction<'_, Postgres> {
+        self.begin(Some(workspace_of(user)), Some(id_of(user))).await
+    }
+
+    async fn begin(
+        &mut self,
+        workspace: Option<Uuid>,
+        user: Option<Uuid>,
+    ) -> Transaction<'_, Postgres> {
+        let mut tx = self.0.begin().await.unwrap();
+        let (key, issued_at): (ContextKey, i64) = (context_key(), database_time(&mut tx).await);
+        sqlx::query("SELECT set_context($1, $2, $3, $4, $5)")
+            .bind(workspace)
+            .bind(user)
+            .bind(issued_at)
+            .bind(key.id())
+            .bind(key.sign(workspace, user, issued_at))
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        tx
+    }
+}
+
+fn id_of(user: &TestUser) -> Uuid {
+    id::parse("user", &user.user_id).unwrap()
+}
+
+fn workspace_of(user: &TestUser) -> Uuid {
+    id::parse("ws", &user.workspace_id).unwrap()
+}
+
+/// Runs SQL as the owner of the tables.
+async fn execute(app: &TestApp, sql: impl Into<String>) {
+    let mut connection = app.database.connect().await;
+    let sql: String = sql.into();
+    connection.execute(AssertSqlSafe(sql.clone())).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
+}
+
+/// Returns the first row of a query of the owner of the tables.
+async fn fetch(app: &TestApp, sql: impl Into<String>) -> PgRow {
+    let mut connection = app.database.connect().await;
+    let sql: String = sql.into();
+    connection.fetch_one(AssertSqlSafe(sql)).await.unwrap()
+}
+
+/// Runs SQL and checks that the role may not.
+async fn assert_denied(connection: &mut PgConnection, sql: &str) {
+    let mut savepoint = connection.begin().await.unwrap();
+    let error = savepoint.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_err();
+    let code = error.as_database_error().unwrap().code().unwrap().into_owned();
+    assert_eq!(code, "42501", "{sql}: {error}");
+}
+
+async fn app_with_mail() -> (TestApp, SmtpSink) {
+    let sink = SmtpSink::start();
+    (TestApp::start_with(&[("mail.url", &sink.url())]).await, sink)
+}
+
+/// Requests a link to reset the password of a user. Returns its token and the id of that.
+async fn reset_token(app: &TestApp, sink: &SmtpSink, user: &TestUser) -> (String, Uuid) {
+    let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": user.email }));
+    assert_eq!(forgot.send().await.status, 202);
+    let token = link_token(&sink.wait_for_email(&user.email, "Reset").await);
+    let sql = format!(
+        "SELECT id FROM one_time_tokens WHERE purpose = 'reset_password' AND user_id = '{}'",
+        id_of(user)
+    );
+    let id = fetch(app, sql).await.get(0);
+    (token, id)
+}
+
+async fn reset_password(app: &TestApp, token: &str) -> u16 {
+    let body = json!({ "token": token, "new_password": NEW_PASSWORD });
+    app.post("/v1/auth/password/reset").json(body).send().await.status.as_u16()
+}
+
+/// Returns the account that the token with this id is for.
+async fn account_of_token(app: &TestApp, id: Uuid) -> Option<Uuid> {
+    let sql = format!("SELECT (SELECT user_id FROM one_time_tokens WHERE id = '{id}')");
+    fetch(app, sql).await.get(0)
+}
+
+/// The attacker receives a link, and binds the row of its id to the victim's account.
+#[tokio::test]
+async fn mailed_reset_link_is_invalid_for_other_account() {
+    let (app, sink) = app_with_mail().await;
+    let victim = app.register_verified("acme").await;
+    for attack in ["row pruned", "account deleted", "email injected"] {
+        let attacker = app.register_verified(&attack.replace(' ', "-")).await;
+        let (token, id) = reset_token(&app, &sink, &attacker).await;
+        if attack == "account deleted" {
+            let delete = app.request_as(&attacker.access_token, "DELETE", "/v1/users/me");
+            let answer = delete.json(json!({ "password": PASSWORD })).send().await;
+            assert_eq!(answer.status, 204, "{}", answer.text);
+        } else {
+            execute(&app, format!("DELETE FROM one_time_tokens WHERE id = '{id}'")).await;
+        }
+        let (mut injection, email) = (Injection::new(&app).await, &victim.email);
+        let bind = if attack == "email injected" {
+            format!(
+                "INSERT INTO email_outbox (id, message, recipient, class)
+                 VALUES ('{id}', '{{\"to\": \"{email}\", \"kind\": \"forgot_password\"}}',
+                         '{email}', 'reset')"
+            )
+        } else {
+            format!(
+                "SELECT start_password_reset('{id}', '{email}', '2026-06-15', '2099-01-01',
+                                             '2099-01-01', 5)"
+            )
+        };
+        injection.0.execute(AssertSqlSafe(bind)).await.unwrap();
+        eventually("the id is bound to the victim's account", async || {
+            (account_of_token(&app, id).await == Some(id_of(&victim))).then_some(())
+        })
+        .await;
+        assert_eq!(reset_password(&app, &token).await, 422, "{attack}");
+    }
+    let mailed = link_token(&sink.wait_for_email(&victim.email, "Reset").await);
+    assert_eq!(reset_password(&app, &mailed).await, 204, "the victim's own link");
+}
+
+/// A user that the attacker registered with an address of a stranger.
+#[tokio::test]
+async fn mailed_verification_link_is_invalid_for_other_account_or_address() {
+    let (app, sink) = app_with_mail().await;
+    let attacker = app.register("mallory").await;
+    let squatter = app.register("acme").await;
+    let token = link_token(&sink.wait_for_email(&attacker.email, "Verify").await);
+    let sql = format!("SELECT id FROM one_time_tokens WHERE user_id = '{}'", id_of(&attacker));
+    let id: Uuid = fetch(&app, sql).await.get(0);
+    let mut injection = Injection::new(&app).await;
+    for (user, purpose, address) in [
+        (&squatter, "verify_email", &squatter.email),
+        (&attacker, "verify_email", &squatter.email),
+        (&attacker, "reset_password", &attacker.email),
+    ] {
+        execute(&app, format!("DELETE FROM one_time_tokens WHERE id = '{id}'")).await;
+        let mut tx = injection.begin_as(user).await;
+        let sql = format!(
+            "INSERT INTO one_time_tokens VALUES
+                 ('{id}', '{purpose}', '{}', '{address}', '2026-06-15', '2099-01-01')",
+            id_of(user)
+        );
+        tx.execute(AssertSqlSafe(sql)).await.unwrap();
+        tx.commit().await.unwrap();
+        let body = json!({ "token": token });
+        let answer = app.post("/v1/auth/verify-email").json(body).send().await;
+        answer.assert_error(422, "validation_failed").assert_field("token");
+        assert_eq!(reset_password(&app, &token).await, 422, "{purpose} {address}");
+    }
+    let verified = "SELECT count(*) FROM users WHERE email_verified_at IS NOT NULL";
+    assert_eq!(fetch(&app, verified).await.get::<i64, _>(0), 0);
+}
+
+/// The attacker receives an invitation to its own workspace, and binds its id to another one.
+#[tokio::test]
+async fn mailed_invitation_is_invalid_for_other_workspace_or_address() {
+    let (app, sink) = app_with_mail().await;
+    let [mallory, acme] = [app.register_verified("mallory").await, app.register("acme").await];
+    let body = json!({ "email": "eve@evil.example", "role": "viewer" });
+    let invite = app.post("/v1/invitations").bearer(&mallory.access_token).json(body);
+    invite.send().await.expect_status(201);
+    let token = link_token(&sink.wait_for_email("eve@evil.example", "Invitation").await);
+    let id: Uuid = fetch(&app, "SELECT id FROM invitations").await.get(0);
+    let mut injection = Injection::new(&app).await;
+    for (inviter, address) in [
+        (&acme, "eve@evil.example"),
+        (&mallory, "victim@acme.example"),
+        (&acme, "victim@acme.example"),
+    ] {
+        execute(&app, "DELETE FROM invitations").await;
+        let mut tx = injection.begin_as(inviter).await;
+        let sql = format!(
+            "INSERT INTO invitations VALUES
+                 ('{id}', '{}', '{address}', '{address}', 'owner', 'x', '2026-06-15',
+                  '2099-01-01')",
+            workspace_of(inviter)
+        );
+        tx.execute(AssertSqlSafe(sql)).await.unwrap();
+        tx.commit().await.unwrap();
+        let body = json!({ "token": token, "password": NEW_PASSWORD });
+        let answer = app.post("/v1/invitations/accept").json(body).send().await;
+        answer.assert_error(422, "validation_failed").assert_field("token");
+        let page = Browser::new(&app).get(&format!("/accept-invitation?token={token}")).await;
+        assert!(!page.text.contains(address), "{}", page.text);
+    }
+}
+
+/// Rows that are alive, by table. Their times are those of the server.
+const LIVE_ROWS: [(&str, &str); 13] = [
+    (
+        "one_time_tokens",
+        "SELECT gen_random_uuid(), 'verify_email', id, email, now(), now() + '1 hour' FROM users",
+    ),
+    (
+        "invitations",
+        "SELECT gen_random_uuid(), id, 'a@b.example', 'a@b.example', 'owner', 'x', now(), now()
+         FROM workspaces",
+    ),
+    (
+        "mfa_challenges",
+        "SELECT gen_random_uuid(), id, NULL, now() - interval '59 minutes', now(), 5 FROM users",
+    ),
+    ("used_webauthn_challenges", "SELECT uuidv7_lower_bound(now())"),
+    ("sign_in_failures", "SELECT sha256('x'), '192.0.2.1', 9, now()"),
+    ("foreign_sign_in_failures", "SELECT sha256('x'), 9, now(), now()"),
+    (
+        "oauth_clients (id, kind, name, redirect_uris, auth_method, grant_types, created_at)",
+        "SELECT gen_random_uuid(), 'registered', name, '{}', 'none', '{}', now()
+         FROM (VALUES ('used'), ('unused')) client (name)",
+    ),
+    (
+        "oauth_client_secrets",
+        "SELECT gen_random_uuid(), id, sha256('x'), now(), now() FROM oauth_clients",
+    ),
+    (
+        "oauth_grants (id, client_id, workspace_id, user_id, scope, resources, created_at,
+                       redeem_by, refresh_seed, redeemed_at, last_used_at)",
+        "SELECT gen_random_uuid(), c.id, w.id, u.id, 'write', '{x}', now(),
+                now() + interval '1 min', decode(repeat('00', 68), 'hex'), redeemed_at, redeemed_at
+         FROM oauth_clients c, workspaces w, users u,
+              (VALUES (NULL), (now() - interval '1 hour')) stage (redeemed_at)
+         WHERE c.name = 'used'",
+    ),
+    (
+        "oauth_device_authorizations",
+        "SELECT gen_random_uuid(), id, sha256(name::bytea), 'write', '{}', now(),
+                now() + interval '1 min', '192.0.2.1', 5 FROM oauth_clients",
+    ),
+    ("unknown_credential_counts", "SELECT '192.0.2.1', now(), 5"),
+    ("idempotency_keys", "SELECT sha256('x'), sha256('y'), 'z', now() + interval '1 hour'"),
+    (
+        "email_outbox (id, message, recipient, class)",
+        "SELECT gen_random_uuid(), '{}', 'a@b.example', 'account'",
+    ),
+];
+
+/// Inserts a live row into each table that prune functions delete from, and returns the tables.
+async fn insert_live_rows(app: &TestApp) -> Vec<&'static str> {
+    for (table, rows) in LIVE_ROWS {
+        execute(app, format!("INSERT INTO {table} {rows}")).await;
+    }
+    execute(
+        app,
+        "INSERT INTO key_usage_hours
+             SELECT id, workspace_id, now(), 'agents', 'write', 2, 1 FROM api_keys;
+         INSERT INTO key_usage_minutes SELECT id, workspace_id, now(), 1 FROM api_keys;
+         INSERT INTO key_usage_clients
+             SELECT id, workspace_id, '192.0.2.1', '', now(), now(), 'GET', '/', 1 FROM api_keys;
+         INSERT INTO email_counts VALUES ('a@b.example', 'account', now(), 5)",
+    )
+    .await;
+    let tables = LIVE_ROWS.map(|(table, _)| table.split_once(' ').map_or(table, |(name, _)| name));
+    let others = [
+        "key_usage_hours",
+        "key_usage_minutes",
+        "key_usage_clients",
+        "email_counts",
+        "invalidations",
+    ];
+    tables.into_iter().chain(others).collect()
+}
+
+async fn count(app: &TestApp, table: &str) -> i64 {
+    fetch(app, format!("SELECT count(*) FROM {table}")).await.get(0)
+}
+
+/// Returns a call of each function that deletes old rows, with these arguments for its times and
+/// ages.
+async fn prune_calls(app: &TestApp, time: &str, seconds: &str) -> Vec<String> {
+    let mut connection = app.database.connect().await;
+    let functions: Vec<(String, Vec<String>)> = sqlx::query_as(
+        "SELECT p.proname::text, ARRAY(SELECT format_type(t, NULL)
+                                       FROM unnest(p.proargtypes) WITH ORDINALITY a (t, position)
+                                       ORDER BY position)
+         FROM pg_proc p WHERE p.proname LIKE 'prune\\_%'
+           AND has_function_privilege('call2me_auth_app', p.oid, 'EXECUTE')",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!(functions.len(), 14, "{functions:?}");
+    let call = |(name, types): (String, Vec<String>)| {
+        let arguments = types.iter().map(|kind| match kind.as_str() {
+            "timestamp with time zone" => time,
+            "bigint" => seconds,
+            "bytea" => "'x'",
+            other => panic!("{name} takes a value of the type {other}: can it delete live rows?"),
+        });
+        format!("SELECT {name}({})", arguments.collect::<Vec<_>>().join(", "))
+    };
+    functions.into_iter().map(call).collect()
+}
+
+/// Every function that deletes old rows decides itself which rows are old.
+#[tokio::test]
+async fn prune_functions_delete_nothing_live() {
+    let app = TestApp::start_at_system_time(&[]).await;
+    let dana = app.register("acme").await;
+    app.create_key(&dana, "k", "write").await;
+    let tables = insert_live_rows(&app).await;
+    let mut before = Vec::new();
+    for table in &tables {
+        let rows = count(&app, table).await;
+        assert!(rows > 0, "{table}");
+        before.push(rows);
+    }
+    let active = "SELECT count(*) FROM oauth_grants WHERE ended_at IS NULL";
+    let active_before: i64 = fetch(&app, active).await.get(0);
+    let mut injection = Injection::new(&app).await;
+    for (time, seconds) in [
+        ("'infinity'::timestamptz", "0"),
+        ("now() + interval '100 years'", "-9000000000"),
+        ("clock_timestamp()", "-1"),
+        ("NULL::timestamptz", "NULL"),
+    ] {
+        for call in prune_calls(&app, time, seconds).await {
+            if call.contains("'x'") {
+                assert_denied(&mut injection.0, &call).await;
+            } else {
+                injection.0.execute(AssertSqlSafe(call)).await.unwrap();
+            }
+        }
+    }
+    for (table, before) in tables.iter().zip(before) {
+        let after = count(&app, table).await;
+        assert!(after >= before, "{table}: {after} of {before}");
+    }
+    assert_eq!(fetch(&app, active).await.get::<i64, _>(0), active_before);
+}
+
+/// The same rows are deleted once they are old.
+#[tokio::test]
+async fn prune_functions_delete_what_is_old() {
+    let app = TestApp::start_at_system_time(&[]).await;
+    let dana = app.register("acme").await;
+    app.create_key(&dana, "k", "write").await;
+    let mut tables = insert_live_rows(&app).await;
+    // Each column of a time moves into the past.
+    let columns = "SELECT table_name::text, column_name::text FROM information_schema.columns
+                   WHERE table_schema = 'public' AND data_type = 'timestamp with time zone'";
+    let mut connection = app.database.connect().await;
+    let columns: Vec<(String, String)> =
+        sqlx::query_as(columns).fetch_all(&mut connection).await.unwrap();
+    for (table, column) in columns {
+        if tables.contains(&table.as_str()) && table != "invalidations" {
+            let sql = format!("UPDATE {table} SET {column} = {column} - interval '2000 days'");
+            execute(&app, sql).await;
+        }
+    }
+    execute(
+        &app,
+        "UPDATE used_webauthn_challenges SET id = uuidv7_lower_bound(now() - interval '2 days');
+         INSERT INTO api_key_activity (key_id, workspace_id, last_used_at, total_requests)
+             SELECT id, workspace_id, now() - interval '2000 days', 1 FROM api_keys
+         ON CONFLICT (key_id) DO UPDATE SET last_used_at = excluded.last_used_at",
+    )
+    .await;
+    let (store, now) = (&app.app.store, call2me_auth::env::Clock::now(&*app.clock));
+    let day = std::time::Duration::from_hours(24);
+    store.prune_oauth(now, day).await.unwrap();
+    let reasons = "SELECT string_agg(end_reason, ' ') FROM oauth_grants";
+    assert_eq!(
+        fetch(&app, reasons).await.get::<String, _>(0),
+        "idle",
+        "the unused code is deleted"
+    );
+    // Without the trigger, which keeps ended grants from changing.
+    execute(
+        &app,
+        "SET session_replication_role = replica;
+         UPDATE oauth_grants SET ended_at = ended_at - interval '91 days'",
+    )
+    .await;
+    store.prune_oauth(now, day).await.unwrap();
+    store.prune_one_time_tokens(now).await.unwrap();
+    store.prune_wrong_passwords(now).await.unwrap();
+    store.prune_mfa_challenges(now).await.unwrap();
+    store.prune_passkey_challenges(now).await.unwrap();
+    store.prune_idempotency_keys(now).await.unwrap();
+    store.prune_key_usage(now, day).await.unwrap();
+    store.prune_usage_minutes(now).await.unwrap();
+    store.prune_invitations(now).await.unwrap();
+    store.prune_unknown_credential_counts().await.unwrap();
+    store.prune_invalidations().await.unwrap();
+    store.prune_mails().await.unwrap();
+    tables.retain(|table| *table != "invalidations");
+    for table in tables {
+        assert_eq!(count(&app, table).await, 0, "{table}");
+    }
+}
+
+/// Only a node knows the settings that decide which grants and counts are old.
+#[tokio::test]
+async fn settings_of_prune_functions_need_their_mac() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let mut injection = Injection::new(&app).await;
+    let (key, hour) = (context_key(), 3600);
+    let [grants, usage] = ["oauth.refresh_token_seconds", "audit.usage_retention_days"];
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    for (function, mac) in [
+        ("prune_oauth_grants", key.sign_setting(usage, hour)),
+        ("prune_oauth_grants", key.sign_setting(grants, hour + 1)),
+        ("prune_oauth_grants", key.sign(Some(workspace_of(&dana)), None, hour)),
+        ("prune_oauth_grants", [0; 32]),
+        ("prune_key_usage", key.sign_setting(grants, hour)),
+        ("prune_key_usage", key.sign_setting(usage, hour - 1)),
+        ("prune_key_usage", [0; 32]),
+    ] {
+        let call = format!(
+            "SELECT {function}(now(), {hour}, '\\x{}', '\\x{}')",
+            hex(&key.id()),
+            hex(&mac)
+        );
+        assert_denied(&mut injection.0, &call).await;
+    }
+}
+
+/// Inserting a member would show the whole workspace the row of that user.
+#[tokio::test]
+async fn membership_requires_invitation_of_own_address() {
+    let app = TestApp::start().await;
+    let [victim, attacker] = [app.register("acme").await, app.register("mallory").await];
+    let (stranger, own) = (id_of(&victim), workspace_of(&attacker));
+    let mut injection = Injection::new(&app).await;
+    let mut tx = injection.begin_as(&attacker).await;
+    for sql in [
+        format!("INSERT INTO memberships VALUES ('{own}', '{stranger}', 'viewer', now())"),
+        format!("UPDATE memberships SET user_id = '{stranger}'"),
+        format!("INSERT INTO workspaces (id, name, created_at) VALUES ('{own}', 'x', now())"),
+        format!("SELECT create_workspace('{}', 'x', now())", workspace_of(&victim)),
+        "SELECT create_workspace(gen_random_uuid(), 'x', now())".to_owned(),
+        "SELECT create_workspace(NULL, 'x', now())".to_owned(),
+    ] {
+        assert_denied(&mut tx, &sql).await;
+    }
+    // Invitations of the workspace: for the victim's address, expired, and closed.
+    for (address, expires_at, closed_at) in [
+        (&victim.email, "2099-01-01", "NULL"),
+        (&attacker.email, "2020-01-01", "NULL"),
+        (&attacker.email, "2099-01-01", "now()"),
+    ] {
+        let id = Uuid::from_u128(1);
+        let sql = format!(
+            "INSERT INTO invitations VALUES ('{id}', '{own}', '{address}', '{address}', 'owner',
+                                             'x', now(), '{expires_at}', {closed_at})"
+        );
+        let mut savepoint = tx.begin().await.unwrap();
+        savepoint.execute(AssertSqlSafe(sql)).await.unwrap();
+        let accept = sqlx::query_scalar("SELECT accept_invitation($1, now())").bind(id);
+        let is_accepted: bool = accept.fetch_one(&mut *savepoint).await.unwrap();
+        assert!(!is_accepted, "{address} {expires_at} {closed_at}");
+    }
+    let seen = format!("SELECT count(*) FROM users WHERE id = '{stranger}'");
+    let seen: i64 = tx.fetch_one(AssertSqlSafe(seen)).await.unwrap().get(0);
+    assert_eq!(seen, 0);
+    drop(tx);
+    // A context without a user, such as that of a request with an API key.
+    let mut tx = injection.begin(Some(own), None).await;
+    assert_denied(&mut tx, &format!("SELECT create_workspace('{own}', 'x', now())")).await;
+}
+
+/// An invitation of another workspace, also one to the attacker's address, is accepted only in a
+/// request that presents its token.
+#[tokio::test]
+async fn invitation_of_other_workspace_is_not_accepted() {
+    let app = TestApp::start().await;
+    let [acme, attacker] = [app.register_verified("acme").await, app.register("mallory").await];
+    for address in ["sam@new.example", &attacker.email] {
+        let body = json!({ "email": address, "role": "owner" });
+        let invite = app.post("/v1/invitations").bearer(&acme.access_token).json(body);
+        invite.send().await.expect_status(201);
+    }
+    let mut injection = Injection::new(&app).await;
+    let mut tx = injection.begin_as(&attacker).await;
+    let mut as_owner = app.database.connect().await;
+    let ids: Vec<Uuid> =
+        sqlx::query_scalar("SELECT id FROM invitations").fetch_all(&mut as_owner).await.unwrap();
+    for id in ids {
+        let accept = sqlx::query_scalar("SELECT accept_invitation($1, '2026-06-15')").bind(id);
+        let is_accepted: bool = accept.fetch_one(&mut *tx).await.unwrap();
+        assert!(!is_accepted);
+    }
+}
+
+async fn register_workspace_client(app: &TestApp, owner: &TestUser) -> OAuthClient {
+    let body = json!({
+        "name": "robot", "grant_types": ["client_credentials"],
+        "token_endpoint_auth_method": "client_secret_post",
+    });
+    let create = app.post("/v1/oauth/clients").bearer(&owner.access_token).json(body);
+    OAuthClient::from_registration(&create.send().await.expect_status(201))
+}
+
+fn client_id(client: &OAuthClient) -> Uuid {
+    id::parse("client", &client.id).unwrap()
+}
+
+/// A client has one grant of its own. One that an attacker inserts would take its place.
+#[tokio::test]
+async fn foreign_own_grant_is_refused_and_client_gets_tokens() {
+    let app = TestApp::start().await;
+    let [acme, attacker] = [app.register("acme").await, app.register("mallory").await];
+    let victim = register_workspace_client(&app, &acme).await;
+    let registered = app.register_client(json!({})).await;
+    let (own, foreign) = (workspace_of(&attacker), workspace_of(&acme));
+    let seed = "decode(repeat('00', 68), 'hex')";
+    let insert = |client: &OAuthClient| {
+        format!(
+            "INSERT INTO oauth_grants (id, client_id, workspace_id, scope, resources, created_at,
+                                       redeem_by, refresh_seed)
+             VALUES (gen_random_uuid(), '{}', '{own}', 'write', '{{x}}', now(), now(), {seed})",
+            client_id(client)
+        )
+    };
+    let call = |client: &OAuthClient, workspace: Uuid| {
+        format!(
+            "SELECT get_or_create_own_grant(gen_random_uuid(), '{}', '{workspace}', 'write',
+                                            '{{x}}', now(), {seed})",
+            client_id(client)
+        )
+    };
+    let mut injection = Injection::new(&app).await;
+    let mut tx = injection.begin_as(&attacker).await;
+    for sql in [
+        insert(&victim),
+        insert(&registered),
+        call(&victim, own),
+        call(&victim, foreign),
+        call(&registered, own),
+    ] {
+        assert_denied(&mut tx, &sql).await;
+    }
+    drop(tx);
+    let fields = [("grant_type", "client_credentials")];
+    for _ in 0..2 {
+        app.request_token(&victim.with_client_credentials(&fields)).await.expect_status(200);
+    }
+    assert_eq!(count(&app, "oauth_grants").await, 1);
+}
+
+async fn register_device_client(app: &TestApp) -> OAuthClient {
+    let grants = json!({ "grant_types": [DEVICE_GRANT, "authorization_code"] });
+    app.register_client(grants).await
+}
+
+/// Starts a device authorization. Returns the response and the id of the authorization.
+async fn start_device(app: &TestApp, client: &OAuthClient) -> (Value, Uuid) {
+    let fields = client.with_client_credentials(&[("scope", "call2me:write")]);
+    let device = app.post_form("/oauth/device_authorization", &fields).await.expect_status(200);
+    let newest = "SELECT id FROM oauth_device_authorizations ORDER BY id DESC LIMIT 1";
+    (device, fetch(app, newest).await.get(0))
+}
+
+/// Inserts a grant as the owner of the tables, and returns its id.
+async fn insert_grant(
+    app: &TestApp,
+    [client, workspace, user]: [Uuid; 3],
+    columns: &str,
+    values: &str,
+) -> Uuid {
+    let sql = format!(
+        "INSERT INTO oauth_grants (id, client_id, workspace_id, user_id, scope, resources,
+                                   created_at, redeem_by, refresh_seed{columns})
+         VALUES (gen_random_uuid(), '{client}', '{workspace}', '{user}', 'write', '{{x}}', now(),
+                 '2099-01-01', decode(repeat('00', 68), 'hex'){values}) RETURNING id"
+    );
+    fetch(app, sql).await.get(0)
+}
+
+#[tokio::test]
+async fn device_is_decided_only_with_new_grant_of_its_client_and_user() {
+    let app = TestApp::start().await;
+    let [victim, attacker] = [app.register("acme").await, app.register("mallory").await];
+    let [client, other] = [register_device_client(&app).await, register_device_client(&app).await];
+    let (_, device) = start_device(&app, &client).await;
+    let own = [client_id(&client), workspace_of(&attacker), id_of(&attacker)];
+    let [theirs, their_user] = [workspace_of(&victim), id_of(&victim)];
+    let code = ", redirect_uri, code_challenge";
+    let mut injection = Injection::new(&app).await;
+    for (parties, columns, values) in [
+        ([own[0], theirs, their_user], "", ""),
+        ([own[0], own[1], their_user], "", ""),
+        ([own[0], theirs, own[2]], "", ""),
+        ([client_id(&other), own[1], own[2]], "", ""),
+        (own, code, ", 'https://a.example/', sha256('x')"),
+        (own, ", redeemed_at, last_used_at", ", now(), now()"),
+        (own, ", ended_at", ", now()"),
+    ] {
+        let grant = insert_grant(&app, parties, columns, values).await;
+        let mut tx = injection.begin_as(&attacker).await;
+        let decide = "SELECT decide_device_authorization($1, $2, '2026-06-15')";
+        let decide = sqlx::query_scalar(decide).bind(device).bind(grant);
+        let is_decided: bool = decide.fetch_one(&mut *tx).await.unwrap();
+        assert!(!is_decided, "{parties:?} {columns}");
+    }
+    let grant = insert_grant(&app, own, "", "").await;
+    let mut tx = injection.begin_as(&attacker).await;
+    let decide = "SELECT decide_device_authorization($1, $2, '2026-06-15')";
+    let decide = sqlx::query_scalar(decide).bind(device).bind(grant);
+    let is_decided: bool = decide.fetch_one(&mut *tx).await.unwrap();
+    assert!(is_decided, "the user's own decision");
+}
+
+/// Also if a device authorization has the grant of another client or flow, the device gets nothing.
+#[tokio::test]
+async fn device_gets_no_tokens_of_other_client_or_flow() {
+    let app = TestApp::start().await;
+    let victim = app.register("acme").await;
+    let [client, other] = [register_device_client(&app).await, register_device_client(&app).await];
+    let mut browser = Browser::signed_in(&app, &victim.email).await;
+    for (attack, of) in [("other flow", &client), ("other client and flow", &other)] {
+        let code = app.obtain_code(&mut browser, of, &[]).await;
+        let (device, _) = start_device(&app, &client).await;
+        execute(
+            &app,
+            "UPDATE oauth_device_authorizations SET grant_id = (SELECT max(id::text)::uuid
+                                                                FROM oauth_grants)
+             WHERE id = (SELECT max(id::text)::uuid FROM oauth_device_authorizations)",
+        )
+        .await;
+        poll(&app, &client, &device).await.assert_oauth_error(400, "invalid_grant");
+        let answer = app.redeem_code(of, &code).await;
+        assert_eq!(answer.status, 200, "{attack}: {}", answer.text);
+    }
+    // The approved device of another client.
+    let (device, approved) = start_device(&app, &other).await;
+    let page = browser.get("/device").await;
+    let code = device["user_code"].as_str().unwrap();
+    let page = browser.submit(&page, "/device", &[("user_code", code)]).await;
+    assert_eq!(browser.submit_consent(&page, &[]).await.status, 200);
+    let (stolen, id) = start_device(&app, &client).await;
+    execute(
+        &app,
+        format!(
+            "UPDATE oauth_device_authorizations SET grant_id =
+                 (SELECT grant_id FROM oauth_device_authorizations WHERE id = '{approved}')
+             WHERE id = '{id}'"
+        ),
+    )
+    .await;
+    poll(&app, &client, &stolen).await.assert_oauth_error(400, "invalid_grant");
+    poll(&app, &other, &device).await.expect_status(200);
+}
+
+async fn poll(app: &TestApp, client: &OAuthClient, device: &Value) -> crate::fixture::TestResponse {
+    let code = device["device_code"].as_str().unwrap();
+    let fields = [("grant_type", DEVICE_GRANT), ("device_code", code)];
+    app.request_token(&client.with_client_credentials(&fields)).await
+}
