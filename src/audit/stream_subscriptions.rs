@@ -205,7 +205,8 @@ mod tests {
                 rate_limit_per_minute: None,
             },
             Kind::Grant => {
-                Credential::Grant { id: id.into(), client_id: Uuid::nil().into(), name, user: None }
+                let (client_id, token_id) = (Uuid::nil().into(), Uuid::nil());
+                Credential::Grant { id: id.into(), token_id, client_id, name, user: None }
             }
         };
         let principal = Principal {

@@ -24,7 +24,7 @@ use crate::{
         session::{SessionEndReason, SessionSelector},
         user::{Member, User},
     },
-    store::{self, Tx},
+    store::{self, AdminTx, Tx},
 };
 
 /// The reason in the metadata of audit events.
@@ -207,6 +207,7 @@ impl AccountReclaim {
                 .with_metadata(json!({ "reason": REASON }))
         };
         tx.set_workspace(workspace).await?;
+        let tx = &mut AdminTx::exempt(tx, "the owner of the address reclaims the workspace");
         let by = user.id.to_string();
         for (id, name) in store::api_keys::revoke_all(tx, workspace, now, &by).await? {
             let event = event(Action::ApiKeyRevoked).with_target(id, name.clone());

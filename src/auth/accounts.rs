@@ -27,7 +27,7 @@ use crate::{
         user::{Membership, User},
         workspace::Workspace,
     },
-    store::{self, Audited, Tx},
+    store::{self, AdminTx, Audited, Tx},
 };
 
 /// The details of a new user.
@@ -103,10 +103,11 @@ impl Accounts {
         let mut audited = Audited::exempt("the user is in no workspace");
         for (workspace, member) in locked {
             tx.set_workspace(workspace).await?;
-            audited = if store::members::count(&mut tx, workspace).await? == 1 {
-                self.workspaces.delete_in_tx(&mut tx, caller, workspace).await?
+            let mut admin = AdminTx::exempt(&mut tx, "users delete their own account");
+            audited = if store::members::count(&mut admin, workspace).await? == 1 {
+                self.workspaces.delete_in_tx(&mut admin, caller, workspace).await?
             } else {
-                self.members.remove_membership(&mut tx, caller, workspace, &member).await?
+                self.members.remove_membership(&mut admin, caller, workspace, &member).await?
             };
         }
         // With the user's row locked, the user can join no workspace. A workspace that was joined

@@ -7,7 +7,7 @@ use std::ops::Deref;
 
 use super::{AuthError, check_scope};
 use crate::model::{
-    id::{ApiKeyId, SessionId, UserId},
+    id::{SessionId, UserId},
     principal::{Caller, Credential},
     scope::{Role, Scope},
     session::PresentedSession,
@@ -72,20 +72,11 @@ impl Deref for SessionCaller {
 
 /// A caller with the admin scope that is an API key or a user's session. OAuth clients must not
 /// create credentials or members for themselves.
+///
+/// It may have lost the scope since authentication: see
+/// [`AdminTx::lock`](crate::store::AdminTx::lock).
 #[derive(Debug, Clone)]
-pub struct AdminCaller {
-    caller: Caller,
-    credential: AdminCredential,
-}
-
-/// The credential of an [`AdminCaller`].
-#[derive(Debug, Clone, Copy)]
-pub enum AdminCredential {
-    /// An API key.
-    ApiKey(ApiKeyId),
-    /// A session of this user.
-    Session(UserId, PresentedSession),
-}
+pub struct AdminCaller(Caller);
 
 impl AdminCaller {
     /// # Errors
@@ -93,22 +84,8 @@ impl AdminCaller {
     /// admin scope.
     pub fn new(caller: Caller) -> Result<Self, AuthError> {
         check_scope::check_scope(&caller.principal, Scope::Admin)?;
-        let credential = match &caller.principal.credential {
-            Credential::ApiKey { id, .. } => AdminCredential::ApiKey(*id),
-            Credential::Session { user_id, id, credential_generation, .. } => {
-                let credential_generation = *credential_generation;
-                let session = PresentedSession { id: *id, credential_generation };
-                AdminCredential::Session(*user_id, session)
-            }
-            Credential::Grant { .. } => return Err(check_scope::FIRST_PARTY_REQUIRED),
-        };
-        Ok(Self { caller, credential })
-    }
-
-    /// The credential.
-    #[must_use]
-    pub fn credential(&self) -> AdminCredential {
-        self.credential
+        check_scope::require_first_party(&caller.principal)?;
+        Ok(Self(caller))
     }
 }
 
@@ -116,6 +93,6 @@ impl Deref for AdminCaller {
     type Target = Caller;
 
     fn deref(&self) -> &Caller {
-        &self.caller
+        &self.0
     }
 }

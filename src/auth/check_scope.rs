@@ -12,7 +12,7 @@ use crate::model::{
 };
 
 /// The error for an OAuth client where an API key or a user session is required.
-pub const FIRST_PARTY_REQUIRED: AuthError =
+const FIRST_PARTY_REQUIRED: AuthError =
     AuthError::Forbidden("OAuth clients may not do this; use an API key or a user session");
 
 /// The error for an address outside of the networks that an API key allows.
@@ -61,9 +61,7 @@ pub fn check_access(
     let required = match requirement {
         AccessRequirement::Scope(scope) => scope,
         AccessRequirement::FirstParty(scope) => {
-            if matches!(principal.credential, Credential::Grant { .. }) {
-                return Err(FIRST_PARTY_REQUIRED);
-            }
+            require_first_party(principal)?;
             scope
         }
         AccessRequirement::UserSession => return check_user_session(principal),
@@ -87,6 +85,17 @@ pub fn check_scope(principal: &Principal, required: Scope) -> Result<(), AuthErr
         return Err(AuthError::InsufficientScope { required, held: principal.scope });
     }
     Ok(())
+}
+
+/// Refuses OAuth clients: they must not create credentials or members for themselves.
+///
+/// # Errors
+/// [`AuthError::Forbidden`] for an OAuth client.
+pub fn require_first_party(principal: &Principal) -> Result<(), AuthError> {
+    match principal.credential {
+        Credential::ApiKey { .. } | Credential::Session { .. } => Ok(()),
+        Credential::Grant { .. } => Err(FIRST_PARTY_REQUIRED),
+    }
 }
 
 fn check_user_session(principal: &Principal) -> Result<(), AuthError> {

@@ -4,7 +4,7 @@ use secrecy::SecretString;
 
 use crate::{
     model::{ValidationError, rotation::RotationReport, scope::Scope},
-    store::{Constraint, StoreError},
+    store::{AdminLockError, Constraint, StoreError},
 };
 
 /// An error of authentication, or of an operation on users, keys or workspaces.
@@ -95,6 +95,31 @@ impl AuthError {
     #[must_use]
     pub fn invalid(field: &'static str, reason: ValidationError) -> Self {
         Self::Invalid { field, reason: reason.0 }
+    }
+}
+
+impl From<AdminLockError> for AuthError {
+    fn from(error: AdminLockError) -> Self {
+        match error {
+            AdminLockError::NotAMember => {
+                Self::InvalidCredential("the user is no longer a member of the workspace")
+            }
+            AdminLockError::SessionEnded => Self::InvalidCredential("the session has ended"),
+            AdminLockError::KeyNotActive => {
+                Self::InvalidCredential("the API key has been revoked or disabled")
+            }
+            AdminLockError::GrantEnded => {
+                Self::InvalidCredential("access was revoked; request authorization again")
+            }
+            AdminLockError::AddressNotAllowed => {
+                Self::Forbidden("the key may not be used from this address")
+            }
+            AdminLockError::MissingSecondFactor => Self::MissingSecondFactor,
+            AdminLockError::InsufficientScope(held) => {
+                Self::InsufficientScope { required: Scope::Admin, held }
+            }
+            AdminLockError::Store(error) => error.into(),
+        }
     }
 }
 

@@ -11,13 +11,13 @@ use super::{
     AuthError,
     accounts::Accounts,
     context::ServiceContext,
-    members::Members,
+    members::require_unrestricted,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED, invalid_link, parse_stored_email},
     sessions::{SessionCredentials, Sessions, TokenPair},
 };
 use crate::{
     audit,
-    auth::caller::{AdminCaller, AdminCredential, SessionCaller},
+    auth::caller::{AdminCaller, SessionCaller},
     config::Registration,
     model::{
         audit::{Action, Actor, RequestInfo},
@@ -32,7 +32,7 @@ use crate::{
         scope::{Role, Scope},
         user::{Membership, User},
     },
-    store::{self, Audited, Tx},
+    store::{self, AdminTx, Audited, Tx},
 };
 
 /// Lifetime of an invitation.
@@ -82,7 +82,6 @@ pub struct Invitations {
     pub(super) passwords: Arc<Passwords>,
     pub(super) registration: Registration,
     pub(super) accounts: Arc<Accounts>,
-    pub(super) members: Arc<Members>,
     pub(super) sessions: Arc<Sessions>,
 }
 
@@ -112,13 +111,15 @@ impl Invitations {
     ) -> Result<(Invitation, Audited), AuthError> {
         let email = Email::parse(email).map_err(|reason| AuthError::invalid("email", reason))?;
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
-        if role > self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await? {
+        let (mut admin, rights) = AdminTx::lock(tx, caller).await?;
+        let tx = &mut admin;
+        if role > rights.role {
             return Err(AuthError::Forbidden("you cannot invite to a role above your own"));
         }
         if role == Role::Owner && !is_confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
-        self.members.require_unrestricted(tx, workspace, caller.credential()).await?;
+        require_unrestricted(&rights)?;
         self.require_verified_inviter(tx, caller).await?;
         if store::members::has_member_with_email(tx, workspace, &email).await? {
             return Err(AuthError::Conflict("this user is already a member"));
@@ -198,14 +199,12 @@ impl Invitations {
         tx: &mut Tx,
         caller: &AdminCaller,
     ) -> Result<(), AuthError> {
-        let is_verified = match caller.credential() {
-            AdminCredential::Session(user, _) => {
+        let is_verified = match caller.principal.session() {
+            Some((_, user)) => {
                 let user = store::users::get(tx, user).await?;
                 user.is_some_and(|user| user.email_verified_at.is_some())
             }
-            AdminCredential::ApiKey(_) => {
-                store::members::has_verified_owner(tx, caller.workspace()).await?
-            }
+            None => store::members::has_verified_owner(tx, caller.workspace()).await?,
         };
         if is_verified {
             return Ok(());
@@ -251,21 +250,20 @@ impl Invitations {
     pub async fn revoke(&self, caller: &AdminCaller, id: InvitationId) -> Result<(), AuthError> {
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
         let mut tx = self.context.store.begin(workspace, None).await?;
-        let caller_role =
-            self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
-        let invitation = store::invitations::get(&mut tx, workspace, id, now).await?;
+        let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
+        let invitation = store::invitations::get(&mut admin, workspace, id, now).await?;
         let invitation = invitation.ok_or(AuthError::NotFound("invitation"))?;
-        if invitation.role > caller_role {
+        if invitation.role > rights.role {
             return Err(AuthError::Forbidden(
                 "you cannot revoke an invitation to a role above your own",
             ));
         }
-        if !store::invitations::close(&mut tx, workspace, id, now).await? {
+        if !store::invitations::close(&mut admin, workspace, id, now).await? {
             return Err(AuthError::NotFound("invitation"));
         }
         let event = audit::event(&self.context.env, caller, Action::InvitationRevoked, 204)
             .with_target(id, invitation.email);
-        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        let audited = store::audit::insert(&mut admin, workspace, &event).await?;
         tx.commit(audited).await?.unfenced("no node caches invitations");
         Ok(())
     }

@@ -1,12 +1,11 @@
 //! Members of a workspace: change their roles and remove them.
 //!
 //! Changes are serialized by a lock on the workspace, so a workspace always keeps an owner. The
-//! caller's own role is read again under that lock, and no caller can assign, change or remove a
-//! role above it.
+//! caller's own role is read again under that lock ([`AdminTx::lock`]), and no caller can assign,
+//! change or remove a role above it.
 
 use std::sync::Arc;
 
-use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -14,11 +13,11 @@ use super::{
     AuthError,
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
-    sessions::{SESSION_ENDED, Sessions},
+    sessions::Sessions,
 };
 use crate::{
     audit,
-    auth::caller::{AdminCaller, AdminCredential, SessionCaller},
+    auth::caller::{AdminCaller, SessionCaller},
     model::{
         audit::{Action, Actor, RequestInfo},
         id::{UserId, WorkspaceId},
@@ -26,21 +25,15 @@ use crate::{
         oauth::grant::GrantEndReason,
         password::Password,
         principal::Caller,
-        scope::{Role, Scope},
+        scope::Role,
         session::{SessionEndReason, SessionSelector},
         user::Member,
     },
-    store::{self, Audited, Tx},
+    store::{self, AdminRights, AdminTx, Audited, Tx},
 };
 
 /// Maximum number of API keys, and of OAuth clients, that the audit event of a removal lists.
 const MAX_LISTED: i64 = 100;
-
-const NO_LONGER_A_MEMBER: AuthError =
-    AuthError::InvalidCredential("the user is no longer a member of the workspace");
-
-const KEY_NOT_ACTIVE: AuthError =
-    AuthError::InvalidCredential("the API key has been revoked or disabled");
 
 /// The members of workspaces and their roles.
 pub struct Members {
@@ -71,7 +64,8 @@ impl Members {
         let mut tx = self.context.store.begin(workspace, Some(user)).await?;
         let member = self.lock_own(&mut tx, caller, workspace).await?;
         let member = member.ok_or(AuthError::NotFound("workspace"))?;
-        let audited = self.remove_membership(&mut tx, caller, workspace, &member).await?;
+        let mut admin = AdminTx::exempt(&mut tx, "users leave by themselves");
+        let audited = self.remove_membership(&mut admin, caller, workspace, &member).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
@@ -113,13 +107,14 @@ impl Members {
         let workspace = caller.workspace();
         let confirmed = self.passwords.has_reauthenticated(caller, password).await?;
         let mut tx = self.context.store.begin(workspace, None).await?;
-        let (member, caller_role) = self.lock(&mut tx, caller, user).await?;
-        require_another_owner(&mut tx, workspace, &member).await?;
-        if role > caller_role {
+        let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
+        let member = find_member(&mut admin, &rights, workspace, user).await?;
+        require_another_owner(&mut admin, workspace, &member).await?;
+        if role > rights.role {
             return Err(AuthError::Forbidden("you cannot assign a role above your own"));
         }
         if role > member.role {
-            self.require_unrestricted(&mut tx, workspace, caller.credential()).await?;
+            require_unrestricted(&rights)?;
         }
         if role == member.role {
             // The request that demoted the member may have been cut off before its wait.
@@ -130,14 +125,14 @@ impl Members {
         if role.max(member.role) == Role::Owner && !confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
-        store::members::set_role(&mut tx, workspace, user, role).await?;
+        store::members::set_role(&mut admin, workspace, user, role).await?;
         if role < member.role {
-            close_invitations_by(&self.context, &mut tx, workspace, user).await?;
+            close_invitations_by(&self.context, &mut admin, workspace, user).await?;
         }
         let event = audit::event(&self.context.env, caller, Action::MemberRoleChanged, 200)
             .with_target(user, member.email.clone())
             .with_metadata(json!({ "from": member.role, "to": role }));
-        let audited = store::audit::insert(&mut tx, workspace, &event).await?;
+        let audited = store::audit::insert(&mut admin, workspace, &event).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(Member { role, ..member })
     }
@@ -158,109 +153,16 @@ impl Members {
         let workspace = caller.workspace();
         let confirmed = self.passwords.has_reauthenticated(caller, None).await?;
         let mut tx = self.context.store.begin(workspace, None).await?;
-        let (member, _) = self.lock(&mut tx, caller, user).await?;
+        let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
+        let member = find_member(&mut admin, &rights, workspace, user).await?;
         if member.role == Role::Owner && !confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
         // Row-level security shows sessions to their user only. The context gets the user now that
         // the user is known to be a member.
-        tx.set_user(user).await?;
-        let audited = self.remove_membership(&mut tx, caller, workspace, &member).await?;
+        admin.set_user(user).await?;
+        let audited = self.remove_membership(&mut admin, caller, workspace, &member).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
-    }
-
-    /// Returns a member and the caller's role, both locked until the transaction ends. Refuses a
-    /// member with a role above the caller's.
-    async fn lock(
-        &self,
-        tx: &mut Tx,
-        caller: &AdminCaller,
-        user: UserId,
-    ) -> Result<(Member, Role), AuthError> {
-        let workspace = caller.workspace();
-        let caller_role = self.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
-        let member = store::members::get(tx, workspace, user).await?;
-        let member = member.ok_or(AuthError::NotFound("member"))?;
-        if member.role > caller_role {
-            return Err(AuthError::Forbidden("only an owner can change or remove an owner"));
-        }
-        Ok((member, caller_role))
-    }
-
-    /// Locks the members of a workspace until the transaction ends. Returns the current role of the
-    /// credential's user; for an API key, admin.
-    ///
-    /// # Errors
-    /// [`AuthError::InsufficientScope`] if that role lacks the admin scope;
-    /// [`AuthError::InvalidCredential`] if the membership, session or API key has ended.
-    pub(crate) async fn lock_as_admin(
-        &self,
-        tx: &mut Tx,
-        workspace: WorkspaceId,
-        credential: AdminCredential,
-    ) -> Result<Role, AuthError> {
-        if !store::members::lock_workspace(tx, workspace).await? {
-            return Err(NO_LONGER_A_MEMBER);
-        }
-        let role = match credential {
-            // A key's scope never changes, but the key may have been revoked or disabled since
-            // authentication.
-            AdminCredential::ApiKey(id) => {
-                let locked = store::api_keys::lock_for_share(tx, workspace, id).await?;
-                locked.ok_or(KEY_NOT_ACTIVE)?;
-                Role::Admin
-            }
-            AdminCredential::Session(user, session) => {
-                // The session may have ended while the lock was awaited.
-                if !store::sessions::is_active(tx, session).await? {
-                    return Err(SESSION_ENDED);
-                }
-                let role = store::members::lock_role_for_share(tx, workspace, user).await?;
-                role.ok_or(NO_LONGER_A_MEMBER)?
-            }
-        };
-        match role.scope() {
-            Scope::Admin => Ok(role),
-            held => Err(AuthError::InsufficientScope { required: Scope::Admin, held }),
-        }
-    }
-
-    /// Returns the networks that the caller's key is restricted to, locked until the transaction
-    /// ends; empty if it is not restricted, or if the caller is no key.
-    ///
-    /// # Errors
-    /// [`AuthError::InvalidCredential`] if the key is not active any more.
-    pub(super) async fn lock_caller_networks(
-        &self,
-        tx: &mut Tx,
-        caller: &Caller,
-    ) -> Result<Vec<IpNet>, AuthError> {
-        let Some(key) = caller.principal.api_key() else { return Ok(Vec::new()) };
-        let locked = store::api_keys::lock_for_share(tx, caller.workspace(), key).await?;
-        locked.ok_or(KEY_NOT_ACTIVE)
-    }
-
-    /// Refuses an API key that is restricted to networks: it must not create access that works from
-    /// elsewhere.
-    ///
-    /// # Errors
-    /// [`AuthError::Forbidden`] for such a key; [`AuthError::InvalidCredential`] if the key is not
-    /// active any more.
-    pub(crate) async fn require_unrestricted(
-        &self,
-        tx: &mut Tx,
-        workspace: WorkspaceId,
-        credential: AdminCredential,
-    ) -> Result<(), AuthError> {
-        let AdminCredential::ApiKey(id) = credential else { return Ok(()) };
-        let networks = store::api_keys::lock_for_share(tx, workspace, id).await?;
-        if networks.ok_or(KEY_NOT_ACTIVE)?.is_empty() {
-            return Ok(());
-        }
-        Err(AuthError::Forbidden(
-            "this key is restricted to networks (allowed_ips), so it cannot create access that \
-             works from elsewhere",
-        ))
     }
 
     /// Removes a member, in a transaction of the workspace and the user in which members are
@@ -270,7 +172,7 @@ impl Members {
     /// [`AuthError::Forbidden`] for the last owner.
     pub(super) async fn remove_membership(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         caller: &Caller,
         workspace: WorkspaceId,
         member: &Member,
@@ -281,11 +183,41 @@ impl Members {
     }
 }
 
+/// Returns a member. Refuses one with a role above the caller's.
+async fn find_member(
+    tx: &mut Tx,
+    rights: &AdminRights,
+    workspace: WorkspaceId,
+    user: UserId,
+) -> Result<Member, AuthError> {
+    let member = store::members::get(tx, workspace, user).await?;
+    let member = member.ok_or(AuthError::NotFound("member"))?;
+    if member.role > rights.role {
+        return Err(AuthError::Forbidden("only an owner can change or remove an owner"));
+    }
+    Ok(member)
+}
+
+/// Refuses an API key that is restricted to networks: it must not create access that works from
+/// elsewhere.
+///
+/// # Errors
+/// [`AuthError::Forbidden`] for such a key.
+pub(crate) fn require_unrestricted(rights: &AdminRights) -> Result<(), AuthError> {
+    if rights.networks.is_empty() {
+        return Ok(());
+    }
+    Err(AuthError::Forbidden(
+        "this key is restricted to networks (allowed_ips), so it cannot create access that works \
+         from elsewhere",
+    ))
+}
+
 /// Removes a member on behalf of `actor`, as [`Members::remove_membership`] does.
 pub(super) async fn remove_membership(
     context: &ServiceContext,
     sessions: &Sessions,
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     actor: &Actor,
     request: &Arc<RequestInfo>,
     workspace: WorkspaceId,
@@ -338,7 +270,7 @@ pub(super) async fn remove_membership(
 /// Revokes a user's open invitations, after the user has lost the right to invite.
 async fn close_invitations_by(
     context: &ServiceContext,
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     user: UserId,
 ) -> Result<(), AuthError> {

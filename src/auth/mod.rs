@@ -225,7 +225,6 @@ impl Auth {
         });
         let workspaces = Arc::new(Workspaces {
             context: Arc::clone(&context),
-            members: Arc::clone(&members),
             passwords: Arc::clone(&passwords),
         });
         let accounts = Arc::new(Accounts {
@@ -256,7 +255,6 @@ impl Auth {
             passwords: Arc::clone(&passwords),
             registration,
             accounts: Arc::clone(&accounts),
-            members: Arc::clone(&members),
             sessions: Arc::clone(&sessions),
         });
         let api_keys = Arc::new(ApiKeys {
@@ -264,7 +262,6 @@ impl Auth {
             environment: settings.keys.environment.clone(),
             quiet_period: settings.rotation.quiet_period.try_into().unwrap_or(time::Duration::MAX),
             node_id,
-            members: Arc::clone(&members),
         });
         let authenticator = Arc::new(Authenticator {
             context: Arc::clone(&context),

@@ -10,13 +10,12 @@ use serde_json::json;
 use super::{
     AuthError,
     context::ServiceContext,
-    members::Members,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
     sessions::SESSION_ENDED,
 };
 use crate::{
     audit,
-    auth::caller::{AdminCredential, SessionCaller},
+    auth::caller::SessionCaller,
     model::{
         audit::{Action, Actor, NewEvent},
         email::Email,
@@ -28,7 +27,7 @@ use crate::{
         text,
         workspace::{Workspace, WorkspaceChange, WorkspaceWithRole},
     },
-    store::{self, Audited, Tx},
+    store::{self, AdminRights, AdminTx, Audited, Tx},
 };
 
 /// Maximum number of workspaces that a user may be a member of when creating another.
@@ -40,7 +39,6 @@ const OWNER_REQUIRED: AuthError =
 /// Creates, updates and deletes workspaces.
 pub struct Workspaces {
     pub(super) context: Arc<ServiceContext>,
-    pub(super) members: Arc<Members>,
     pub(super) passwords: Arc<Passwords>,
 }
 
@@ -48,7 +46,7 @@ impl Workspaces {
     /// Deletes the transaction's workspace and everything in it except its audit log.
     pub(super) async fn delete_in_tx(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         caller: &Caller,
         workspace: WorkspaceId,
     ) -> Result<Audited, AuthError> {
@@ -209,10 +207,11 @@ impl Workspaces {
         }
         let effective = self.context.limits.effective_limit(per_minute);
         let mut tx = self.context.store.begin(workspace, None).await?;
-        if !store::workspaces::set_rate_limit(&mut tx, workspace, per_minute).await? {
+        let mut admin = AdminTx::exempt(&mut tx, "the operator sets limits");
+        if !store::workspaces::set_rate_limit(&mut admin, workspace, per_minute).await? {
             return Err(AuthError::NotFound("workspace"));
         }
-        store::api_keys::lower_rate_limits(&mut tx, workspace, effective).await?;
+        store::api_keys::lower_rate_limits(&mut admin, workspace, effective).await?;
         let (action, id) = (Action::WorkspaceUpdated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace, action, Actor::system())
             .with_target(workspace, None)
@@ -245,24 +244,25 @@ impl Workspaces {
         let name = name.map_err(|reason| AuthError::invalid("name", reason))?;
         let change = WorkspaceChange { name, ..change };
         let owner = match change.require_second_factor {
-            Some(_) => Some(self.require_recent_session(caller, password).await?),
+            Some(_) => Some(self.require_recent_session(caller, password).await?.user()),
             None => None,
         };
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
-        if let Some(owner) = &owner {
-            self.check_can_require_second_factor(&mut tx, owner).await?;
+        let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
+        if let Some(owner) = owner {
+            check_can_require_second_factor(&mut admin, &rights, owner).await?;
         }
         let audited = if change == WorkspaceChange::default() {
             Audited::exempt("nothing changed")
         } else {
-            store::workspaces::update(&mut tx, workspace, &change).await?;
+            store::workspaces::update(&mut admin, workspace, &change).await?;
             let mut event = audit::event(&self.context.env, caller, Action::WorkspaceUpdated, 200)
                 .with_target(workspace, change.name.clone());
             if let Some(required) = change.require_second_factor {
                 event = event.with_metadata(json!({ "require_second_factor": required }));
             }
-            store::audit::insert(&mut tx, workspace, &event).await?
+            store::audit::insert(&mut admin, workspace, &event).await?
         };
         let updated = store::workspaces::get(&mut tx, workspace).await?;
         let committed = tx.commit(audited).await?;
@@ -288,32 +288,6 @@ impl Workspaces {
         }
     }
 
-    /// Checks that the caller may change whether the workspace requires a second factor.
-    async fn check_can_require_second_factor(
-        &self,
-        tx: &mut Tx,
-        caller: &SessionCaller,
-    ) -> Result<(), AuthError> {
-        let user = caller.user();
-        if self
-            .members
-            .lock_as_admin(
-                tx,
-                caller.workspace(),
-                AdminCredential::Session(caller.user(), caller.presented_session()),
-            )
-            .await?
-            != Role::Owner
-        {
-            return Err(OWNER_REQUIRED);
-        }
-        // Otherwise the requirement would lock out the owner first.
-        if !store::second_factor::has_totp(tx, user).await? {
-            return Err(AuthError::Forbidden("set up a second factor for your own account first"));
-        }
-        Ok(())
-    }
-
     /// Deletes the caller's workspace and everything in it; its keys and sessions stop working at
     /// once. Its audit log is kept until its retention ends.
     ///
@@ -337,21 +311,29 @@ impl Workspaces {
         self.passwords.require(&user, "password", password, &caller.request).await?;
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin(workspace, Some(user_id)).await?;
-        if self
-            .members
-            .lock_as_admin(
-                &mut tx,
-                caller.workspace(),
-                AdminCredential::Session(caller.user(), caller.presented_session()),
-            )
-            .await?
-            != Role::Owner
-        {
+        let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
+        if rights.role != Role::Owner {
             return Err(AuthError::Forbidden("only an owner can delete the workspace"));
         }
-        let audited = self.delete_in_tx(&mut tx, caller, workspace).await?;
+        let audited = self.delete_in_tx(&mut admin, caller, workspace).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
+}
+
+/// Checks that a caller may change whether the workspace requires a second factor.
+async fn check_can_require_second_factor(
+    tx: &mut Tx,
+    rights: &AdminRights,
+    user: UserId,
+) -> Result<(), AuthError> {
+    if rights.role != Role::Owner {
+        return Err(OWNER_REQUIRED);
+    }
+    // Otherwise the requirement would lock out the owner first.
+    if !store::second_factor::has_totp(tx, user).await? {
+        return Err(AuthError::Forbidden("set up a second factor for your own account first"));
+    }
+    Ok(())
 }
 
 /// The highest rate limit that can be stored, in requests per minute; that of the settings.

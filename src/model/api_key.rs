@@ -288,6 +288,15 @@ impl ApiKey {
         let Self { display_start, display_end, .. } = self;
         format!("{KEY_PREFIX}{}_{display_start}…{display_end}", environment.as_str())
     }
+
+    /// Returns true if a change gives the key access that it does not have: it enables the key, or
+    /// allows further networks. `disabled` is the new state, if that changes too.
+    #[must_use]
+    pub fn is_widened_by(&self, change: &ApiKeyChange, disabled: Option<bool>) -> bool {
+        let is_enabled = self.disabled_at.is_some() && disabled == Some(false);
+        let networks = change.allowed_ips.as_deref();
+        is_enabled || networks.is_some_and(|new| !is_within_networks(new, &self.allowed_ips))
+    }
 }
 
 /// A new key, to be stored.

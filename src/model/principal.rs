@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
+use uuid::Uuid;
 
 use super::{
     audit::RequestInfo,
@@ -60,6 +61,8 @@ pub enum Credential {
     Grant {
         /// The grant's id.
         id: GrantId,
+        /// The `jti` of the access token.
+        token_id: Uuid,
         /// The client's id.
         client_id: ClientId,
         /// The client's name.

@@ -123,7 +123,6 @@ impl OAuth {
             },
             workspace_clients: WorkspaceClients {
                 context: Arc::clone(context),
-                members: Arc::clone(&auth.members),
                 native_schemes,
                 resources: Arc::clone(&resources),
                 unknown,

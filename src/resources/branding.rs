@@ -4,7 +4,7 @@ use super::{ResourceError, Resources};
 use crate::{
     audit,
     model::{audit::Action, brand::Brand, fields::Fields, id::WorkspaceId, principal::Caller},
-    store::{self, workspaces},
+    store::{self, AdminTx, workspaces},
 };
 
 /// Maximum size of the settings, in bytes of JSON.
@@ -45,8 +45,8 @@ impl Resources {
     /// Replaces the white-label settings of the caller's workspace.
     ///
     /// # Errors
-    /// [`ResourceError::TooLarge`] above 64 KB, [`ResourceError::NotFound`] if the workspace no
-    /// longer exists.
+    /// [`ResourceError::TooLarge`] above 64 KB, [`ResourceError::AccessLost`] if the caller has
+    /// lost its access.
     pub async fn set_branding(
         &self,
         caller: &Caller,
@@ -57,9 +57,8 @@ impl Resources {
         }
         let workspace = caller.workspace();
         let mut tx = self.store.begin(workspace, None).await?;
-        if !workspaces::set_branding(&mut tx, workspace, branding).await? {
-            return Err(ResourceError::NotFound("workspace"));
-        }
+        let (mut admin, _) = AdminTx::lock(&mut tx, caller).await?;
+        workspaces::set_branding(&mut admin, workspace, branding).await?;
         let event = audit::event(&self.env, caller, Action::BrandingUpdated, 200)
             .with_target(workspace, None);
         let audited = store::audit::insert(&mut tx, workspace, &event).await?;

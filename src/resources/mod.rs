@@ -10,7 +10,11 @@ pub mod document_rules;
 pub mod documents;
 pub mod users;
 
-use crate::{env::Env, model::ValidationError, store::Store, store::StoreError};
+use crate::{
+    env::Env,
+    model::ValidationError,
+    store::{AdminLockError, Store, StoreError},
+};
 
 /// Access to the stored resources. Cheap to clone.
 #[derive(Clone)]
@@ -47,12 +51,24 @@ pub enum ResourceError {
     /// The document would exceed this size, in bytes.
     #[error("the document would be larger than {0} bytes")]
     TooLarge(usize),
+    /// The caller has lost its access or its scope since it was authenticated.
+    #[error("the credential has lost its access")]
+    AccessLost(AdminLockError),
     /// An internal error of this service.
     #[error("{0}")]
     Internal(&'static str),
     /// A database error.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<AdminLockError> for ResourceError {
+    fn from(error: AdminLockError) -> Self {
+        match error {
+            AdminLockError::Store(error) => Self::Store(error),
+            error => Self::AccessLost(error),
+        }
+    }
 }
 
 impl ResourceError {

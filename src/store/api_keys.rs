@@ -7,7 +7,7 @@
 use ipnet::IpNet;
 use time::OffsetDateTime;
 
-use super::{DedicatedConnection, Store, StoreError, Tx};
+use super::{AdminTx, DedicatedConnection, Store, StoreError, Tx};
 use crate::model::{
     api_key::{ApiKey, ApiKeyChange, KeyDigest, KeyRecord, KeyStatus, NewApiKey},
     id::{ApiKeyId, Id, UserId, WorkspaceId},
@@ -102,7 +102,7 @@ fn stored_limit(limit: Option<u32>) -> Option<i32> {
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn insert(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     key: &NewApiKey,
 ) -> Result<(), StoreError> {
@@ -270,7 +270,7 @@ pub async fn count_not_revoked(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn update(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     id: ApiKeyId,
     change: &ApiKeyChange,
@@ -304,7 +304,7 @@ pub async fn update(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn revoke(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     id: ApiKeyId,
     now: OffsetDateTime,
@@ -328,7 +328,7 @@ pub async fn revoke(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn revoke_all(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     now: OffsetDateTime,
     by: &str,
@@ -351,7 +351,7 @@ pub async fn revoke_all(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn lower_rate_limits(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     max: u32,
 ) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@
 
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, Tx};
+use super::{AdminTx, Store, StoreError, Tx};
 use crate::model::{
     email::Email,
     id::{ApiKeyId, Id, InvitationId, WorkspaceId},
@@ -61,7 +61,7 @@ impl Store {
 /// [`Constraint::OpenInvitation`](super::Constraint::OpenInvitation) if the address has an open
 /// invitation.
 pub async fn insert(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     invitation: &Invitation,
     email: &Email,
@@ -298,7 +298,7 @@ pub async fn accept(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn close(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     id: InvitationId,
     now: OffsetDateTime,
@@ -321,7 +321,7 @@ pub async fn close(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn close_all_by_inviter(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     inviter: &str,
     now: OffsetDateTime,
@@ -343,7 +343,7 @@ pub async fn close_all_by_inviter(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn close_all(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     now: OffsetDateTime,
 ) -> Result<Vec<(InvitationId, String)>, StoreError> {

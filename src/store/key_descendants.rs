@@ -6,7 +6,7 @@
 
 use time::OffsetDateTime;
 
-use super::{StoreError, Tx};
+use super::{AdminTx, StoreError, Tx};
 use crate::model::{
     api_key::KeyStatus,
     id::{ApiKeyId, ClientId, Id, InvitationId, WorkspaceId},
@@ -144,7 +144,7 @@ pub async fn has_active_client(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn revoke_keys(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     key: ApiKeyId,
     now: OffsetDateTime,
@@ -176,7 +176,7 @@ pub async fn revoke_keys(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn close_invitations(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     key: ApiKeyId,
     includes_descendants: bool,

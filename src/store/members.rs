@@ -5,7 +5,7 @@
 
 use sqlx::types::Json;
 
-use super::{StoreError, Tx};
+use super::{AdminTx, StoreError, Tx};
 use crate::model::{
     email::Email,
     fields::Fields,
@@ -278,7 +278,7 @@ pub async fn has_member_with_email(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn set_role(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     user: UserId,
     role: Role,
@@ -299,7 +299,11 @@ pub async fn set_role(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn remove(tx: &mut Tx, workspace: WorkspaceId, user: UserId) -> Result<(), StoreError> {
+pub async fn remove(
+    tx: &mut AdminTx<'_>,
+    workspace: WorkspaceId,
+    user: UserId,
+) -> Result<(), StoreError> {
     sqlx::query!(
         "DELETE FROM memberships WHERE workspace_id = $1 AND user_id = $2",
         workspace.uuid(),

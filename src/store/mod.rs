@@ -9,6 +9,9 @@
 //! reason why it has none. It returns a [`Committed`]: a commit ends at the fence, or with the
 //! reason why the change restricts no access.
 //!
+//! Changes to what administrators manage take an [`AdminTx`], which checks the rights of the caller
+//! under the lock of the workspace.
+//!
 //! Some functions say that `tx` must belong to a user or a workspace: they need a transaction that
 //! was opened with it. Otherwise row-level security hides the rows.
 //!
@@ -23,6 +26,7 @@
 //! [`StoreError::Unavailable`]. The `# Errors` section of a function names only what is particular
 //! to it.
 
+mod admin_tx;
 pub mod api_keys;
 pub mod audit;
 pub mod audit_chains;
@@ -80,6 +84,7 @@ use crate::{
     },
 };
 
+pub use admin_tx::{AdminLockError, AdminRights, AdminTx};
 pub use audited::Audited;
 pub use committed::Committed;
 pub use context::{ContextKey, ServiceLogin};

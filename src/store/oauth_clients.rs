@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx, context::SignedResource};
+use super::{AdminTx, Store, StoreError, Tx, context::SignedResource};
 use crate::model::{
     id::{ApiKeyId, ClientId, Id, UserId, WorkspaceId},
     oauth::client::{
@@ -193,7 +193,7 @@ pub struct ClientCreator {
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn insert(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     client: &Client,
     creator: ClientCreator,
@@ -261,7 +261,7 @@ pub async fn list_by_creator(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn add_secret(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     client: ClientId,
     id: Uuid,
     digest: SecretDigest,
@@ -313,7 +313,7 @@ pub async fn count_secrets(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn update(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     id: ClientId,
     name: Option<&str>,
@@ -337,7 +337,11 @@ pub async fn update(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn delete(tx: &mut Tx, workspace: WorkspaceId, id: ClientId) -> Result<bool, StoreError> {
+pub async fn delete(
+    tx: &mut AdminTx<'_>,
+    workspace: WorkspaceId,
+    id: ClientId,
+) -> Result<bool, StoreError> {
     let result = sqlx::query!(
         "DELETE FROM oauth_clients WHERE id = $1 AND workspace_id = $2",
         id.uuid(),
@@ -353,7 +357,7 @@ pub async fn delete(tx: &mut Tx, workspace: WorkspaceId, id: ClientId) -> Result
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn delete_all(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
 ) -> Result<Vec<(ClientId, String)>, StoreError> {
     let rows = sqlx::query!(

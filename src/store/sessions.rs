@@ -446,19 +446,23 @@ pub async fn active_since(
     .await?)
 }
 
-/// Returns true if a session of any user has not ended, and its credentials were not replaced since
-/// it was presented. Does not check its expiry.
+/// Returns true if the user of a session lacks a second factor that the workspace requires. `None`
+/// if the session has ended, or if its credentials were replaced since it was presented. The
+/// session may be that of another user than the transaction's. Does not check its expiry.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn is_active(tx: &mut Tx, session: PresentedSession) -> Result<bool, StoreError> {
+pub async fn lacks_second_factor_if_active(
+    tx: &mut Tx,
+    session: PresentedSession,
+) -> Result<Option<bool>, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM find_sessions(ARRAY[$1::uuid])
-                          WHERE ended_at IS NULL AND credential_generation = $2) AS "is!""#,
+        r#"SELECT lacks_second_factor AS "lacks!" FROM find_sessions(ARRAY[$1::uuid])
+           WHERE ended_at IS NULL AND credential_generation = $2"#,
         session.id.uuid(),
         generation(session),
     )
-    .fetch_one(tx.conn())
+    .fetch_optional(tx.conn())
     .await?)
 }
 

@@ -2,7 +2,7 @@
 
 use sqlx::types::Json;
 
-use super::{StoreError, Tx};
+use super::{AdminTx, StoreError, Tx};
 use crate::model::{
     brand::Brand,
     fields::Fields,
@@ -86,7 +86,7 @@ pub async fn appearance(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn set_branding(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     id: WorkspaceId,
     branding: &Fields,
 ) -> Result<bool, StoreError> {
@@ -105,7 +105,7 @@ pub async fn set_branding(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn update(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     id: WorkspaceId,
     change: &WorkspaceChange,
 ) -> Result<bool, StoreError> {
@@ -128,7 +128,7 @@ pub async fn update(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn set_rate_limit(
-    tx: &mut Tx,
+    tx: &mut AdminTx<'_>,
     id: WorkspaceId,
     per_minute: Option<u32>,
 ) -> Result<bool, StoreError> {
@@ -147,7 +147,7 @@ pub async fn set_rate_limit(
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn delete(tx: &mut Tx) -> Result<bool, StoreError> {
+pub async fn delete(tx: &mut AdminTx<'_>) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(r#"SELECT delete_current_workspace() AS "deleted!""#)
         .fetch_one(tx.conn())
         .await?)

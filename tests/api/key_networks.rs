@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Key, TestApp, TestResponse, TestUser, eventually};
+use crate::fixture::{
+    Key, TestApp, TestResponse, TestUser, eventually,
+    oauth::{OAuthClient, OAuthExt},
+};
 
 const INSIDE: &str = "203.0.113.9";
 const OUTSIDE: &str = "198.51.100.7";
@@ -144,6 +147,51 @@ async fn restricted_key_enables_only_keys_within_its_networks() {
         let narrowed = json!({ "disabled": false, "allowed_ips": ["203.0.113.7"] });
         by_key(&path, narrowed).await.expect_status(200);
     }
+}
+
+/// A key that is enabled, or allowed elsewhere, is access like a new key, which OAuth clients do
+/// not create.
+#[tokio::test]
+async fn oauth_client_restricts_keys_and_widens_none() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    let body = json!({ "name": "Admin", "scope": "admin", "grant_types": ["client_credentials"] });
+    let client = app.post("/v1/oauth/clients").bearer(&dana.access_token).json(body);
+    let client = OAuthClient::from_registration(&client.send().await.expect_status(201));
+    let fields = [("grant_type", "client_credentials")];
+    let token = app.request_token(&client.with_client_credentials(&fields)).await;
+    let token = token.expect_status(200)["access_token"].as_str().unwrap().to_owned();
+    let key = create_key(&app, &dana, "write", json!(["10.0.0.0/8"])).await;
+    let path = format!("/v1/api-keys/{}", key.id);
+    let patch = async |by: &str, body: &Value| {
+        app.request_as(by, "PATCH", &path).json(body.clone()).send().await
+    };
+    let widening = [
+        json!({ "allowed_ips": [] }),
+        json!({ "allowed_ips": ["10.0.0.0/7"] }),
+        json!({ "allowed_ips": ["10.1.0.0/16", "192.0.2.1"], "name": "x" }),
+    ];
+    for body in &widening {
+        patch(&token, body).await.assert_error(403, "forbidden");
+    }
+    for body in [
+        json!({ "name": "renamed", "rate_limit_per_minute": 5, "disabled": false }),
+        json!({ "allowed_ips": ["10.1.0.0/16"] }),
+        json!({ "disabled": true }),
+        json!({ "disabled": true, "description": "leaked" }),
+    ] {
+        patch(&token, &body).await.expect_status(200);
+    }
+    for body in [json!({ "disabled": false }), json!({ "disabled": false, "name": "x" })] {
+        patch(&token, &body).await.assert_error(403, "forbidden");
+    }
+    let read = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+    assert_eq!((&read["status"], &read["name"]), (&json!("disabled"), &json!("renamed")));
+    assert_eq!(read["allowed_ips"], json!(["10.1.0.0/16"]));
+    for body in [json!({ "disabled": false }), widening[0].clone()] {
+        patch(&dana.access_token, &body).await.expect_status(200);
+    }
+    app.request_as(&token, "DELETE", &path).send().await.expect_status(204);
 }
 
 /// Sessions and OAuth clients have no networks, so a restricted key must not create them.

@@ -280,3 +280,51 @@ fn used_paths_are_read_with_groups_and_parents() {
     );
     assert_eq!(used_paths("http/mod.rs", "use super::g;"), ["crate::g"]);
 }
+
+/// The tables of what administrators manage.
+const ADMIN_TABLES: [&str; 6] = [
+    "api_keys",
+    "invitations",
+    "memberships",
+    "oauth_client_secrets",
+    "oauth_clients",
+    "workspaces",
+];
+
+/// Functions that change these tables without the rights of an administrator.
+const NO_ADMIN_NEEDED: [&str; 2] = [
+    // Creates a workspace.
+    "store/workspaces.rs insert",
+    // Changes the profile of the caller's own user.
+    "store/members.rs update_profile",
+];
+
+/// An `AdminTx` proves that the rights of a caller were checked again under the lock.
+#[test]
+fn changes_of_administrators_take_an_admin_transaction() {
+    let mut checked = 0;
+    for (path, text) in read_sources() {
+        if !path.starts_with("store/") {
+            continue;
+        }
+        for function in text.split("\npub async fn ").skip(1) {
+            let code = function.split("\n}\n").next().unwrap();
+            let words: Vec<_> = code.split_whitespace().collect();
+            let is_change = words.windows(3).any(|words| {
+                let verb = words[0].trim_start_matches(['"', '#', 'r', '(']);
+                let table = match (verb, words[1]) {
+                    ("INSERT", "INTO") | ("DELETE", "FROM") => words[2],
+                    ("UPDATE", table) => table,
+                    _ => return false,
+                };
+                ADMIN_TABLES.contains(&table.trim_matches('"'))
+            });
+            let name = function.split('(').next().unwrap();
+            if is_change && !NO_ADMIN_NEEDED.contains(&&*format!("{path} {name}")) {
+                assert!(code.contains("tx: &mut AdminTx<'_>"), "{path} {name}");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 15, "{checked}");
+}

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use crate::fixture::{PASSWORD, TestApp, TestResponse, TestUser};
+use crate::fixture::{
+    Key, PASSWORD, TestApp, TestRequest, TestResponse, TestUser, eventually,
+    oauth::{OAuthClient, OAuthExt},
+};
 
 #[tokio::test]
 async fn members_are_listed_with_their_roles() {
@@ -166,34 +170,194 @@ async fn granting_ownership_needs_recent_sign_in_or_password() {
     assert_eq!(remove_member(&app, fresh_token, &sam).await.status, 204);
 }
 
-/// A request that was authenticated before a removal or a revocation changes nothing after it.
-#[tokio::test]
-async fn request_in_flight_fails_after_removal_or_revocation() {
-    let app = TestApp::start().await;
-    let dana = app.register("acme").await;
-    let sam = app.add_member(&dana, "admin").await;
-    let [first, second] =
-        [app.create_key(&dana, "1", "admin").await, app.create_key(&dana, "2", "admin").await];
-    let new_key = json!({ "name": "mine", "scope": "admin" });
-    let new_invitation = json!({ "email": "eve@new.example", "role": "admin" });
-    let remove_admins = "DELETE FROM memberships WHERE role = 'admin'";
-    let revoke_key =
-        |name: &str| format!("UPDATE api_keys SET revoked_at = now() WHERE name = '{name}'");
-    for (credential, path, body, revocation) in [
-        (&sam.access_token, "/v1/api-keys", new_key.clone(), remove_admins.to_owned()),
-        (&first.secret, "/v1/api-keys", new_key, revoke_key("1")),
-        (&second.secret, "/v1/invitations", new_invitation, revoke_key("2")),
-    ] {
-        let mut connection = app.database.connect().await;
-        let mut tx = connection.begin().await.unwrap();
-        sqlx::query("SELECT FROM workspaces FOR NO KEY UPDATE").execute(&mut *tx).await.unwrap();
-        let revocation = async {
-            app.database.wait_for_blocked_statement().await;
-            sqlx::query(sqlx::AssertSqlSafe(revocation)).execute(&mut *tx).await.unwrap();
-            tx.commit().await.unwrap();
+/// Sends a request, and changes the database with this SQL once the request waits for the lock of
+/// the workspace.
+async fn send_during_change(app: &TestApp, request: TestRequest, change: &str) -> TestResponse {
+    let mut connection = app.database.connect().await;
+    let mut tx = connection.begin().await.unwrap();
+    sqlx::query("SELECT FROM workspaces FOR NO KEY UPDATE").execute(&mut *tx).await.unwrap();
+    let change = async {
+        app.database.wait_for_blocked_statement().await;
+        sqlx::query(sqlx::AssertSqlSafe(change.to_owned())).execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    tokio::join!(request.send(), change).0
+}
+
+/// The number of changes that are open to OAuth clients with the admin scope.
+const OPEN_TO_CLIENTS: usize = 5;
+
+/// The parts of a workspace that administrators manage.
+struct Managed {
+    dana: TestUser,
+    member: TestUser,
+    key: Key,
+    client: String,
+    invitation: String,
+}
+
+impl Managed {
+    async fn new(app: &TestApp) -> Self {
+        let dana = app.register_verified("acme").await;
+        let create = async |path: &str, body: Value| {
+            let created = app.post(path).bearer(&dana.access_token).json(body).send().await;
+            created.expect_status(201)["id"].as_str().unwrap().to_owned()
         };
-        let (response, ()) =
-            tokio::join!(app.request_as(credential, "POST", path).json(body).send(), revocation);
-        response.assert_error(401, "unauthorized");
+        let client = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
+        let invitation = json!({ "email": "guest@new.example", "role": "viewer" });
+        Self {
+            member: app.add_member(&dana, "viewer").await,
+            key: app.create_key(&dana, "server", "write").await,
+            client: create("/v1/oauth/clients", client).await,
+            invitation: create("/v1/invitations", invitation).await,
+            dana,
+        }
+    }
+
+    /// A request for each change that requires the admin scope. The first ones are open to OAuth
+    /// clients too.
+    fn changes(&self) -> Vec<(&'static str, String, Value)> {
+        let key = format!("/v1/api-keys/{}", self.key.id);
+        let client = format!("/v1/oauth/clients/{}", self.client);
+        let member = format!("/v1/members/{}", self.member.user_id);
+        let eve = json!({ "email": "eve@new.example", "role": "admin" });
+        let own_client = json!({ "name": "mine", "grant_types": ["client_credentials"] });
+        vec![
+            ("PATCH", key.clone(), json!({ "name": "changed" })),
+            ("DELETE", format!("{key}?cascade=true"), Value::Null),
+            ("PATCH", format!("{key}/revoke"), Value::Null),
+            ("PATCH", "/v1/workspace".to_owned(), json!({ "name": "changed" })),
+            ("PUT", "/v1/users/me/branding".to_owned(), json!({ "name": "changed" })),
+            ("PATCH", key.clone(), json!({ "disabled": false, "allowed_ips": [] })),
+            ("POST", format!("{key}/rotate"), json!({})),
+            ("POST", "/v1/api-keys".to_owned(), json!({ "name": "mine", "scope": "admin" })),
+            ("POST", "/v1/invitations".to_owned(), eve),
+            ("DELETE", format!("/v1/invitations/{}", self.invitation), Value::Null),
+            ("PATCH", member.clone(), json!({ "role": "admin" })),
+            ("DELETE", member, Value::Null),
+            ("POST", "/v1/oauth/clients".to_owned(), own_client),
+            ("PATCH", client.clone(), json!({ "name": "changed" })),
+            ("POST", format!("{client}/secret"), json!({})),
+            ("DELETE", client, Value::Null),
+        ]
+    }
+
+    /// The state that the changes would change.
+    async fn state(&self, app: &TestApp) -> Vec<String> {
+        let parse = |prefix, id| call2me_auth::model::id::parse(prefix, id).unwrap();
+        let users = [&self.dana, &self.member].map(|user| parse("user", &user.user_id));
+        let sql = "SELECT concat_ws(' ', id, name, revoked_at, disabled_at) FROM api_keys
+                   WHERE workspace_id = $1 AND name <> 'admin'
+                   UNION ALL SELECT concat_ws(' ', c.id, c.name, s.id) FROM oauth_clients c
+                             LEFT JOIN oauth_client_secrets s ON s.client_id = c.id
+                             WHERE c.workspace_id = $1
+                   UNION ALL SELECT concat_ws(' ', id, closed_at) FROM invitations
+                             WHERE workspace_id = $1
+                   UNION ALL SELECT concat_ws(' ', name, branding) FROM workspaces WHERE id = $1
+                   UNION ALL SELECT concat_ws(' ', user_id, role) FROM memberships
+                             WHERE workspace_id = $1 AND user_id = ANY ($2)
+                   ORDER BY 1";
+        let rows = sqlx::query_scalar(sql).bind(parse("ws", &self.dana.workspace_id));
+        rows.bind(&users[..]).fetch_all(&mut app.database.connect().await).await.unwrap()
+    }
+
+    /// Checks that a change of this credential fails if the database changes meanwhile.
+    async fn assert_refused(
+        &self,
+        app: &TestApp,
+        credential: &str,
+        change: &(&'static str, String, Value),
+        sql: &str,
+        (status, code): (u16, &str),
+    ) {
+        let before = self.state(app).await;
+        let (method, path, body) = change;
+        let mut request = app.request_as(credential, method, path);
+        if !body.is_null() {
+            request = request.json(body.clone());
+        }
+        send_during_change(app, request, sql).await.assert_error(status, code);
+        assert_eq!(self.state(app).await, before, "{change:?}");
+    }
+}
+
+/// A request that was authenticated before a removal changes nothing after it.
+#[tokio::test]
+async fn request_in_flight_fails_after_removal() {
+    let app = TestApp::start().await;
+    let managed = Managed::new(&app).await;
+    let sam = app.add_member(&managed.dana, "admin").await;
+    let removal = "DELETE FROM memberships WHERE role = 'admin'";
+    for change in managed.changes() {
+        eventually("the member is an administrator", async || {
+            let members = app.get("/v1/members").bearer(&sam.access_token).send().await;
+            (members.status == 200).then_some(())
+        })
+        .await;
+        let expected = (401, "unauthorized");
+        managed.assert_refused(&app, &sam.access_token, &change, removal, expected).await;
+        app.insert_membership(&sam, &managed.dana, "admin").await;
+    }
+}
+
+/// So does one whose user was demoted, or whose session has ended.
+#[tokio::test]
+async fn request_in_flight_fails_after_demotion_or_sign_out() {
+    let app = TestApp::start().await;
+    let managed = Managed::new(&app).await;
+    let demotion = "UPDATE memberships SET role = 'viewer' WHERE role = 'admin'";
+    let sign_out = "UPDATE sessions SET ended_at = now() WHERE ended_at IS NULL";
+    for (sql, expected) in
+        [(demotion, (403, "insufficient_scope")), (sign_out, (401, "unauthorized"))]
+    {
+        for change in managed.changes().into_iter().step_by(5) {
+            let sam = app.add_member(&managed.dana, "admin").await;
+            managed.assert_refused(&app, &sam.access_token, &change, sql, expected).await;
+        }
+    }
+}
+
+/// So does one with a key that was revoked, disabled, or restricted to other networks.
+#[tokio::test]
+async fn request_in_flight_fails_after_key_loses_access() {
+    let app = TestApp::start().await;
+    let managed = Managed::new(&app).await;
+    for (column, expected) in [
+        ("revoked_at = now()", (401, "unauthorized")),
+        ("disabled_at = now()", (401, "unauthorized")),
+        ("allowed_ips = '{203.0.113.0/24}'", (403, "forbidden")),
+    ] {
+        for change in managed.changes().into_iter().step_by(3) {
+            let key = app.create_key(&managed.dana, "admin", "admin").await;
+            let sql =
+                format!("UPDATE api_keys SET {column} WHERE name = 'admin' AND revoked_at IS NULL");
+            managed.assert_refused(&app, &key.secret, &change, &sql, expected).await;
+        }
+    }
+}
+
+/// So does one of an OAuth client whose grant has ended, or whose token was revoked.
+#[tokio::test]
+async fn request_in_flight_fails_after_grant_ends() {
+    let app = TestApp::start().await;
+    let managed = Managed::new(&app).await;
+    let body = json!({ "name": "Admin", "scope": "admin", "grant_types": ["client_credentials"] });
+    let client = app.post("/v1/oauth/clients").bearer(&managed.dana.access_token).json(body);
+    let client = OAuthClient::from_registration(&client.send().await.expect_status(201));
+    let fields = [("grant_type", "client_credentials")];
+    for change in managed.changes().into_iter().take(OPEN_TO_CLIENTS) {
+        for ends_grant in [true, false] {
+            let token = app.request_token(&client.with_client_credentials(&fields)).await;
+            let token = token.expect_status(200)["access_token"].as_str().unwrap().to_owned();
+            let claims = BASE64URL_NOPAD.decode(token.split('.').nth(1).unwrap().as_bytes());
+            let claims: Value = serde_json::from_slice(&claims.unwrap()).unwrap();
+            let sql = if ends_grant {
+                "UPDATE oauth_grants SET ended_at = now() WHERE ended_at IS NULL".to_owned()
+            } else {
+                format!("UPDATE oauth_grants SET revoked_tokens = '{{{}}}'", claims["jti"])
+            };
+            let expected = (401, "unauthorized");
+            managed.assert_refused(&app, &token, &change, &sql, expected).await;
+        }
     }
 }

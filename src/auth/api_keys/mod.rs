@@ -15,7 +15,10 @@ use ipnet::IpNet;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{AuthError, context::ServiceContext, members::Members, workspaces::check_rate_limit};
+use super::{
+    AuthError, check_scope::require_first_party, context::ServiceContext,
+    workspaces::check_rate_limit,
+};
 use crate::{
     audit,
     auth::caller::AdminCaller,
@@ -33,7 +36,7 @@ use crate::{
         text,
         workspace::Workspace,
     },
-    store::{self, Audited, DedicatedConnection, Tx, api_keys::KeyFilter},
+    store::{self, AdminRights, AdminTx, Audited, DedicatedConnection, Tx, api_keys::KeyFilter},
 };
 
 /// Maximum number of keys of a workspace that are not revoked.
@@ -96,7 +99,6 @@ pub struct ApiKeys {
     pub(super) environment: Environment,
     pub(super) quiet_period: time::Duration,
     pub(super) node_id: Uuid,
-    pub(super) members: Arc<Members>,
 }
 
 impl ApiKeys {
@@ -151,17 +153,17 @@ impl ApiKeys {
     ) -> Result<(CreatedKey, Audited), AuthError> {
         // Validate before taking any lock.
         let new = self.prepare(&params)?;
-        // Check the role again: the caller may have lost it since authentication.
-        self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
-        self.create_prepared(tx, caller, new).await
+        let (mut admin, rights) = AdminTx::lock(tx, caller).await?;
+        self.create_prepared(&mut admin, caller, &rights, new).await
     }
 
     /// Creates a key, after the caller's right to manage the workspace was checked. Emails the
     /// owners if the key has the admin scope.
     pub(in crate::auth) async fn create_prepared(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         caller: &Caller,
+        rights: &AdminRights,
         (secret, mut new): (ApiKeySecret, NewApiKey),
     ) -> Result<(CreatedKey, Audited), AuthError> {
         if new.scope > caller.principal.scope {
@@ -169,11 +171,10 @@ impl ApiKeys {
                 "you cannot create a key with a scope above your own",
             ));
         }
-        let networks = self.members.lock_caller_networks(tx, caller).await?;
         if new.allowed_ips.is_empty() {
-            new.allowed_ips = networks;
+            new.allowed_ips.clone_from(&rights.networks);
         } else {
-            require_within(&new.allowed_ips, &networks)?;
+            require_within(&new.allowed_ips, &rights.networks)?;
         }
         self.check_rate_limit(tx, caller.workspace(), new.rate_limit_per_minute).await?;
         // The workspace is locked, so creations take turns.
@@ -253,7 +254,8 @@ impl ApiKeys {
         self.check_rate_limit(&mut tx, workspace, new.rate_limit_per_minute).await?;
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ApiKeyCreated, Actor::system());
-        let (minted, audited) = self.insert(&mut tx, workspace, secret, new, event).await?;
+        let mut admin = AdminTx::exempt(&mut tx, "the operator creates a key");
+        let (minted, audited) = self.insert(&mut admin, workspace, secret, new, event).await?;
         tx.commit(audited).await?.unfenced("a new key, which no node has cached");
         Ok(minted)
     }
@@ -284,7 +286,7 @@ impl ApiKeys {
 
     async fn insert(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         workspace: WorkspaceId,
         secret: ApiKeySecret,
         new: NewApiKey,
@@ -345,10 +347,14 @@ impl ApiKeys {
     /// Updates a key, and waits until every node applies it. A disabled key is rejected like a
     /// revoked one; what it made stays valid.
     ///
+    /// To enable a key, or to widen its networks, creates access as a new key does. So OAuth
+    /// clients may not, and a key that is restricted to networks only within these.
+    ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::Invalid`] for invalid
     /// values; [`AuthError::Forbidden`] for networks outside of the caller's, also those of a key
-    /// that is enabled; [`AuthError::Conflict`] to disable or enable a revoked key.
+    /// that is enabled, and for an OAuth client that creates access; [`AuthError::Conflict`] to
+    /// disable or enable a revoked key.
     #[tracing::instrument(
         name = "auth.api_keys.update",
         level = "debug",
@@ -375,16 +381,20 @@ impl ApiKeys {
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin(workspace, None).await?;
         // Changes to the keys of a workspace take turns: a key may change itself or its creator.
-        store::members::lock_workspace(&mut tx, workspace).await?;
-        let networks = self.members.lock_caller_networks(&mut tx, caller).await?;
+        let (mut admin, AdminRights { networks, .. }) = AdminTx::lock(&mut tx, caller).await?;
         if let Some(new) = &change.allowed_ips {
             require_within(new, &networks)?;
         }
         let limit = change.rate_limit_per_minute.flatten();
-        self.check_rate_limit(&mut tx, workspace, limit).await?;
+        self.check_rate_limit(&mut admin, workspace, limit).await?;
+        let before = store::api_keys::get(&mut admin, workspace, id).await?;
+        let before = before.ok_or(AuthError::NotFound("API key"))?;
+        if before.is_widened_by(&change, params.disabled) {
+            require_first_party(&caller.principal)?;
+        }
         let event = |action| audit::event(&self.context.env, caller, action, 200);
         let (key, audited) =
-            self.apply(&mut tx, workspace, id, change, params.disabled, event).await?;
+            self.apply(&mut admin, workspace, before, change, params.disabled, event).await?;
         if params.disabled == Some(false) {
             // An enabled key is access, as a new one is.
             require_within(&key.allowed_ips, &networks)?;
@@ -412,28 +422,30 @@ impl ApiKeys {
         let workspace = workspace.ok_or(AuthError::NotFound("API key"))?;
         let mut tx = self.context.store.begin(workspace, None).await?;
         store::members::lock_workspace(&mut tx, workspace).await?;
+        let mut admin = AdminTx::exempt(&mut tx, "the operator disables and enables keys");
         let event =
             |action| NewEvent::new(self.context.env.new_id(), workspace, action, Actor::system());
+        let before = store::api_keys::get(&mut admin, workspace, id).await?;
+        let before = before.ok_or(AuthError::NotFound("API key"))?;
         let change = ApiKeyChange::default();
         let (key, audited) =
-            self.apply(&mut tx, workspace, id, change, Some(disabled), event).await?;
+            self.apply(&mut admin, workspace, before, change, Some(disabled), event).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(key)
     }
 
-    /// Applies a change to a key in a transaction that has locked the workspace, and records its
-    /// events.
+    /// Applies a change to the key `before` in a transaction that has locked the workspace, and
+    /// records its events.
     async fn apply(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         workspace: WorkspaceId,
-        id: ApiKeyId,
+        before: ApiKey,
         mut change: ApiKeyChange,
         disabled: Option<bool>,
         event: impl Fn(Action) -> NewEvent,
     ) -> Result<(ApiKey, Audited), AuthError> {
-        let before = store::api_keys::get(tx, workspace, id).await?;
-        let before = before.ok_or(AuthError::NotFound("API key"))?;
+        let id = before.id;
         let mut audited = Audited::exempt("the key is as disabled or enabled as before");
         if let Some(disabled) = disabled {
             if before.status() == KeyStatus::Revoked {

@@ -23,7 +23,7 @@ use crate::{
         mail::{EmailKind, RemainingAccess},
         principal::Caller,
     },
-    store::{self, Audited, Tx},
+    store::{self, AdminTx, Audited, Tx},
 };
 
 /// Maximum number of descendants of each kind that an event and an email name.
@@ -72,6 +72,21 @@ enum Revoker<'a> {
 }
 
 impl Revoker<'_> {
+    /// Locks the workspace for the revocation, and checks the rights of a caller again.
+    async fn lock<'tx>(
+        &self,
+        tx: &'tx mut Tx,
+        workspace: WorkspaceId,
+    ) -> Result<AdminTx<'tx>, AuthError> {
+        let reason = match self {
+            Self::Caller(caller) => return Ok(AdminTx::lock(tx, caller).await?.0),
+            Self::Holder(_) => "a key can be revoked with itself",
+            Self::Operator => "the operator revokes keys",
+        };
+        store::members::lock_workspace(tx, workspace).await?;
+        Ok(AdminTx::exempt(tx, reason))
+    }
+
     fn request(&self) -> Option<&Arc<RequestInfo>> {
         match self {
             Self::Caller(caller) => Some(&caller.request),
@@ -120,7 +135,8 @@ impl ApiKeys {
     ///
     /// # Errors
     /// [`AuthError::NotFound`] if the workspace has no such key; [`AuthError::KeyInUse`] if the
-    /// condition is not met.
+    /// condition is not met; [`AuthError::InvalidCredential`] or [`AuthError::InsufficientScope`]
+    /// if the caller has lost its access.
     #[tracing::instrument(
         name = "auth.api_keys.revoke",
         level = "debug",
@@ -221,15 +237,16 @@ impl ApiKeys {
         options: RevokeKeyOptions,
     ) -> Result<(), AuthError> {
         let mut tx = self.context.store.begin(workspace, None).await?;
-        store::members::lock_workspace(&mut tx, workspace).await?;
+        let mut admin = revoker.lock(&mut tx, workspace).await?;
         if options.condition != QuietCondition::None {
             let includes_descendants = options.cascade && options.condition == QuietCondition::All;
-            self.require_quiet(&mut tx, workspace, id, includes_descendants).await?;
+            self.require_quiet(&mut admin, workspace, id, includes_descendants).await?;
         }
-        let mut audited = self.revoke_key(&mut tx, revoker, workspace, id, options.cascade).await?;
+        let mut audited =
+            self.revoke_key(&mut admin, revoker, workspace, id, options.cascade).await?;
         let mut has_more = options.cascade;
         while has_more {
-            let batch = self.revoke_descendants(&mut tx, revoker, workspace, id).await?;
+            let batch = self.revoke_descendants(&mut admin, revoker, workspace, id).await?;
             audited = batch.audited.unwrap_or(audited);
             has_more = batch.has_more;
             if has_more {
@@ -238,6 +255,8 @@ impl ApiKeys {
                 tx.commit(audited).await?.unfenced("the last batch waits for all of them");
                 tx = self.context.store.begin(workspace, None).await?;
                 store::members::lock_workspace(&mut tx, workspace).await?;
+                // A key may revoke itself, and its cascade continues.
+                admin = AdminTx::exempt(&mut tx, "the rights were checked for the first batch");
                 audited = Audited::exempt("the earlier batches have events");
             }
         }
@@ -250,7 +269,7 @@ impl ApiKeys {
     /// it made. Emails the owners if the holder revokes it, or if it leaves access behind.
     async fn revoke_key(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         revoker: &Revoker<'_>,
         workspace: WorkspaceId,
         id: ApiKeyId,
@@ -333,7 +352,7 @@ impl ApiKeys {
     /// clients.
     async fn revoke_descendants(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         revoker: &Revoker<'_>,
         workspace: WorkspaceId,
         id: ApiKeyId,

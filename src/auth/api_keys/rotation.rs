@@ -22,7 +22,7 @@ use crate::{
         principal::Caller,
         rotation::{KeyTraffic, RotationReport},
     },
-    store::{self, Audited, Tx},
+    store::{self, AdminTx, Audited, Tx},
 };
 
 impl ApiKeys {
@@ -48,7 +48,8 @@ impl ApiKeys {
         name: Option<String>,
     ) -> Result<(CreatedKey, Audited), AuthError> {
         let workspace = caller.workspace();
-        self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
+        let (mut admin, rights) = AdminTx::lock(tx, caller).await?;
+        let tx = &mut admin;
         store::api_keys::lock(tx, workspace, id).await?;
         let old = store::api_keys::get(tx, workspace, id).await?;
         let old = old.ok_or(AuthError::NotFound("API key"))?;
@@ -56,7 +57,7 @@ impl ApiKeys {
             return Err(AuthError::Conflict("the key is revoked: create a new one"));
         }
         // A successor has the same networks. If it had fewer, its clients would be cut off.
-        require_within(&old.allowed_ips, &self.members.lock_caller_networks(tx, caller).await?)?;
+        require_within(&old.allowed_ips, &rights.networks)?;
         // The configured default may have been lowered since the key got its limit.
         let max_limit = self.workspace_limit(tx, workspace).await?;
         let params = CreateKeyParams {
@@ -68,9 +69,8 @@ impl ApiKeys {
         };
         let rotated = audit::event(&self.context.env, caller, Action::ApiKeyRotated, 201);
         let (secret, new) = self.prepare(&params)?;
-        let (minted, _) = self
-            .create_prepared(tx, caller, (secret, NewApiKey { rotated_from: Some(id), ..new }))
-            .await?;
+        let successor = NewApiKey { rotated_from: Some(id), ..new };
+        let (minted, _) = self.create_prepared(tx, caller, &rights, (secret, successor)).await?;
         let successor = &minted.key;
         let event = rotated
             .with_target(id, old.name)

@@ -221,6 +221,7 @@ fn grant_principal(
         lacks_second_factor: grant.lacks_second_factor,
         credential: Credential::Grant {
             id,
+            token_id: claims.jti,
             client_id: grant.client_id,
             name: Arc::clone(&grant.client_name),
             user,

@@ -28,11 +28,14 @@ use crate::{
         wallet::WalletTransaction,
         workspace::Workspace,
     },
-    store::{self, Audited, DedicatedConnection, Store, StoreError, Tx},
+    store::{self, AdminTx, Audited, DedicatedConnection, Store, StoreError, Tx},
 };
 
 const FILE: &str = "demo.toml";
 const EMAIL: &str = "demo@call2me.example";
+
+/// The reason for changes without the rights of an administrator.
+const DEMO: &str = "the demo workspace is set up before the service starts";
 
 /// The demo credentials, for the welcome message.
 pub(super) struct Demo {
@@ -169,11 +172,12 @@ impl<'a> Seed<'a> {
         // Invitations and passkeys require it.
         store::users::set_email_verified(&mut tx, owner.id, owner.created_at).await?;
         store::workspaces::create(&mut tx, &workspace).await?;
-        let agents = self.insert_resources(&mut tx, workspace.id).await?;
-        self.insert_calls(&mut tx, workspace.id, &agents).await?;
-        self.insert_wallet(&mut tx, workspace.id).await?;
+        let mut admin = AdminTx::exempt(&mut tx, DEMO);
+        let agents = self.insert_resources(&mut admin, workspace.id).await?;
+        self.insert_calls(&mut admin, workspace.id, &agents).await?;
+        self.insert_wallet(&mut admin, workspace.id).await?;
         let (_, audited) =
-            self.insert_key(&mut tx, workspace.id, &owner, "demo", Scope::Admin, key, 0).await?;
+            self.insert_key(&mut admin, workspace.id, &owner, "demo", Scope::Admin, key, 0).await?;
         let mut keys = Vec::new();
         for (name, scope, days) in [
             ("zapier-production", Scope::Write, 60),
@@ -183,15 +187,16 @@ impl<'a> Seed<'a> {
             // These secrets are never shown.
             let secret =
                 ApiKeySecret::generate(self.environment, |bytes| self.env.entropy.fill(bytes));
-            let (id, _) =
-                self.insert_key(&mut tx, workspace.id, &owner, name, scope, &secret, days).await?;
+            let (id, _) = self
+                .insert_key(&mut admin, workspace.id, &owner, name, scope, &secret, days)
+                .await?;
             keys.push((id, name));
         }
         let (legacy, _) = keys[2];
         let revoked_at = self.now - Duration::days(20);
         let by = owner.id.to_string();
-        store::api_keys::revoke(&mut tx, workspace.id, legacy, revoked_at, Some(&by)).await?;
-        self.insert_members(&mut tx, workspace.id, &owner, hash).await?;
+        store::api_keys::revoke(&mut admin, workspace.id, legacy, revoked_at, Some(&by)).await?;
+        self.insert_members(&mut admin, workspace.id, &owner, hash).await?;
         tx.commit(audited).await?.unfenced("the service has not started");
         DedicatedConnection::new(self.store.clone())
             .append_audit_events(self.traffic_events(workspace.id, &keys[..2]).iter(), false)
@@ -205,7 +210,7 @@ impl<'a> Seed<'a> {
     ) -> Result<(), StoreError> {
         let mut tx = self.store.begin(workspace, None).await?;
         let key = self.new_key(None, "demo", Scope::Admin, secret, 0);
-        store::api_keys::insert(&mut tx, workspace, &key).await?;
+        store::api_keys::insert(&mut AdminTx::exempt(&mut tx, DEMO), workspace, &key).await?;
         let event =
             NewEvent::new(self.env.new_id(), workspace, Action::ApiKeyCreated, Actor::system())
                 .with_target(key.id, key.name);
@@ -216,7 +221,7 @@ impl<'a> Seed<'a> {
 
     async fn insert_members(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         workspace: WorkspaceId,
         owner: &User,
         hash: &SecretString,
@@ -273,7 +278,7 @@ impl<'a> Seed<'a> {
     #[expect(clippy::too_many_arguments, reason = "a row of the table above")]
     async fn insert_key(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         workspace: WorkspaceId,
         owner: &User,
         name: &str,

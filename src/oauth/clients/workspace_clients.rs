@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     audit,
-    auth::{AuthError, ServiceContext, caller::AdminCaller, members::Members},
+    auth::{AuthError, ServiceContext, caller::AdminCaller, members::require_unrestricted},
     model::{
         audit::{Action, Actor, NewEvent},
         id::{ClientId, WorkspaceId},
@@ -29,7 +29,7 @@ use crate::{
         scope::Scope,
         text,
     },
-    store::{self, Audited, Tx, oauth_clients::ClientCreator},
+    store::{self, AdminTx, Audited, Tx, oauth_clients::ClientCreator},
 };
 
 /// Maximum number of clients of a workspace.
@@ -83,7 +83,6 @@ pub struct RotatedSecret {
 /// Manages the OAuth clients of workspaces.
 pub struct WorkspaceClients {
     pub(in crate::oauth) context: Arc<ServiceContext>,
-    pub(in crate::oauth) members: Arc<Members>,
     /// Schemes that redirect URIs may have although they have no dot.
     pub(in crate::oauth) native_schemes: Arc<[String]>,
     pub(in crate::oauth) resources: Arc<ProtectedResources>,
@@ -117,8 +116,9 @@ impl WorkspaceClients {
         let mut client = self.build(workspace, wanted)?;
         client.created_by = Some(caller.principal.subject());
         let event = audit::event(&self.context.env, caller, Action::ClientCreated, 201);
-        self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
-        self.members.require_unrestricted(tx, workspace, caller.credential()).await?;
+        let (mut admin, rights) = AdminTx::lock(tx, caller).await?;
+        let tx = &mut admin;
+        require_unrestricted(&rights)?;
         if store::oauth_clients::count(tx, workspace).await? >= MAX_CLIENTS {
             return Err(AuthError::Conflict("the workspace already has 100 OAuth clients"));
         }
@@ -169,7 +169,9 @@ impl WorkspaceClients {
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ClientCreated, Actor::system());
         let creator = ClientCreator::default();
-        let (registered, audited) = self.insert(&mut tx, workspace, client, creator, event).await?;
+        let mut admin = AdminTx::exempt(&mut tx, "the operator creates a client");
+        let (registered, audited) =
+            self.insert(&mut admin, workspace, client, creator, event).await?;
         tx.commit(audited).await?.unfenced("a new client, which no node has cached");
         Ok(registered)
     }
@@ -219,7 +221,7 @@ impl WorkspaceClients {
 
     async fn insert(
         &self,
-        tx: &mut Tx,
+        tx: &mut AdminTx<'_>,
         workspace: WorkspaceId,
         client: Client,
         creator: ClientCreator,
@@ -304,15 +306,16 @@ impl WorkspaceClients {
         let name = wanted.name.as_deref().map(|name| text::validate_name("name", name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
         let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
-        self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
-        let known = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
+        let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
+        let known = store::oauth_clients::get(&mut admin, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
         if let Some(uris) = uris {
-            self.members.require_unrestricted(&mut tx, workspace, caller.credential()).await?;
+            require_unrestricted(&rights)?;
             self.check_uris(uris, &known.grant_types)?;
         }
-        store::oauth_clients::update(&mut tx, workspace, id, name.as_deref(), uris).await?;
-        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
+        store::oauth_clients::update(&mut admin, workspace, id, name.as_deref(), uris).await?;
+        let client =
+            store::oauth_clients::get(&mut admin, workspace, id).await?.ok_or(NOT_FOUND)?;
         let event = audit::event(&self.context.env, caller, Action::ClientUpdated, 200)
             .with_target(id, client.name.clone())
             .with_metadata(json!({ "redirect_uris": client.redirect_uris }));
@@ -343,9 +346,10 @@ impl WorkspaceClients {
         overlap: Duration,
     ) -> Result<(RotatedSecret, Audited), AuthError> {
         let workspace = caller.workspace();
-        self.members.lock_as_admin(tx, caller.workspace(), caller.credential()).await?;
+        let (mut admin, rights) = AdminTx::lock(tx, caller).await?;
+        let tx = &mut admin;
         let client = store::oauth_clients::get(tx, workspace, id).await?.ok_or(NOT_FOUND)?;
-        self.members.require_unrestricted(tx, workspace, caller.credential()).await?;
+        require_unrestricted(&rights)?;
         if !client.is_confidential() {
             return Err(AuthError::Conflict("this is a public client: it has no secret"));
         }
@@ -381,10 +385,11 @@ impl WorkspaceClients {
     pub async fn delete(&self, caller: &AdminCaller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
-        self.members.lock_as_admin(&mut tx, caller.workspace(), caller.credential()).await?;
-        let client = store::oauth_clients::get(&mut tx, workspace, id).await?.ok_or(NOT_FOUND)?;
-        let abroad = store::oauth_clients::list_external_grants(&mut tx, Some(id)).await?;
-        store::oauth_clients::delete(&mut tx, workspace, id).await?;
+        let (mut admin, _) = AdminTx::lock(&mut tx, caller).await?;
+        let client =
+            store::oauth_clients::get(&mut admin, workspace, id).await?.ok_or(NOT_FOUND)?;
+        let abroad = store::oauth_clients::list_external_grants(&mut admin, Some(id)).await?;
+        store::oauth_clients::delete(&mut admin, workspace, id).await?;
         let event = audit::event(&self.context.env, caller, Action::ClientDeleted, 204)
             .with_target(id, client.name);
         let audited = store::audit::insert(&mut tx, workspace, &event).await?;

@@ -171,6 +171,28 @@ pub async fn lacks_second_factor(tx: &mut Tx, id: GrantId) -> Result<bool, Store
     .await?)
 }
 
+/// Returns true if the grant's user lacks a second factor that the workspace requires. `None` if
+/// the grant has ended, or if the access token with this `jti` was revoked.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn lacks_second_factor_if_active(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    id: GrantId,
+    token: Uuid,
+) -> Result<Option<bool>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT lacks_second_factor AS "lacks!" FROM find_oauth_grants(ARRAY[$1::uuid])
+           WHERE workspace_id = $2 AND ended_at IS NULL AND $3 <> ALL (revoked_tokens)"#,
+        id.uuid(),
+        workspace.uuid(),
+        token,
+    )
+    .fetch_optional(tx.conn())
+    .await?)
+}
+
 /// Returns the grant of a client that acts for itself, and creates it if there is none. `tx` must
 /// belong to the workspace of the client.
 ///
