@@ -8,7 +8,8 @@
 //!
 //! A proof by link alone keeps the password, unless the user removes it: the user may have signed
 //! up on another device. If a stranger chose it, the owner of the address resets it, and for some
-//! time that reset ends everything once more.
+//! time that reset ends everything once more. Until then the account adds no other owner, and one
+//! that joined after the proof and after the account does not vouch for a workspace.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -43,7 +44,7 @@ pub(super) struct LockedAccount {
     pub(super) user: User,
     /// True if another person than the owner of the address may have set up the account.
     pub(super) is_reclaimable: bool,
-    /// Of a reclaimable account: the workspaces that it owns and that have no other verified owner,
+    /// Of a reclaimable account: the workspaces that it owns and that no other owner vouches for,
     /// with their other members.
     workspaces: Vec<(WorkspaceId, Vec<Member>)>,
 }

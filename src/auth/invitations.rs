@@ -11,7 +11,7 @@ use super::{
     AuthError,
     accounts::Accounts,
     context::ServiceContext,
-    members::require_unrestricted,
+    members::{require_settled_account, require_unrestricted},
     passwords::{Passwords, REAUTHENTICATION_REQUIRED, invalid_link, parse_stored_email},
     sessions::{SessionCredentials, Sessions, TokenPair},
 };
@@ -90,8 +90,9 @@ impl Invitations {
     /// `is_confirmed` says that the caller has reauthenticated, which inviting an owner requires.
     ///
     /// # Errors
-    /// [`AuthError::Forbidden`] for a role above the caller's, for an owner without confirmation,
-    /// without a verified address, or for a key that is restricted to networks;
+    /// [`AuthError::Forbidden`] for a role above the caller's, for an owner without confirmation or
+    /// by an account that may still be reclaimed, without a verified address, or for a key that is
+    /// restricted to networks;
     /// [`AuthError::Conflict`] if the user is already a member or invited, or if there are too many
     /// invitations.
     #[tracing::instrument(
@@ -121,6 +122,9 @@ impl Invitations {
         }
         require_unrestricted(&rights)?;
         self.require_verified_inviter(tx, caller).await?;
+        if role == Role::Owner {
+            require_settled_account(tx, caller, now).await?;
+        }
         if store::members::has_member_with_email(tx, workspace, &email).await? {
             return Err(AuthError::Conflict("this user is already a member"));
         }

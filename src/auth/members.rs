@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::{
     AuthError,
@@ -88,8 +89,9 @@ impl Members {
     /// # Errors
     /// [`AuthError::Forbidden`] if the old or new role is above the caller's, if the workspace
     /// would lose its last owner, if ownership is assigned or removed without a recent sign-in or
-    /// the password, or if a key that is restricted to networks raises a role;
-    /// [`AuthError::NotFound`] if the user is not a member.
+    /// the password, if ownership is assigned by an account that may still be reclaimed, or if a
+    /// key that is restricted to networks raises a role; [`AuthError::NotFound`] if the user is not
+    /// a member.
     #[tracing::instrument(
         name = "auth.members.change_role",
         level = "debug",
@@ -124,6 +126,10 @@ impl Members {
         }
         if role.max(member.role) == Role::Owner && !confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
+        }
+        if role == Role::Owner {
+            let now = self.context.env.clock.now();
+            require_settled_account(&mut admin, caller, now).await?;
         }
         store::members::set_role(&mut admin, workspace, user, role).await?;
         if role < member.role {
@@ -196,6 +202,28 @@ async fn find_member(
         return Err(AuthError::Forbidden("only an owner can change or remove an owner"));
     }
     Ok(member)
+}
+
+/// Refuses to let a user add owners whose account may still be reclaimed: the reset of its password
+/// ends what was set up, except in workspaces that another owner vouches for.
+pub(super) async fn require_settled_account(
+    tx: &mut Tx,
+    caller: &Caller,
+    now: OffsetDateTime,
+) -> Result<(), AuthError> {
+    // No API key has the role that this takes.
+    let Some((_, user)) = caller.principal.session() else { return Ok(()) };
+    let user = store::users::get(tx, user).await?.ok_or(AuthError::NotFound("account"))?;
+    if !user.is_reclaimable(now) {
+        return Ok(());
+    }
+    Err(AuthError::Forbidden(match user.email_verified_at {
+        None => "verify your email address before you add other owners",
+        Some(_) => {
+            "your email address was verified without signing in: reset your password before you \
+             add other owners, or wait a week"
+        }
+    }))
 }
 
 /// Refuses an API key that is restricted to networks: it must not create access that works from

@@ -213,8 +213,12 @@ pub async fn has_another_owner(
     .await?)
 }
 
-/// Returns true if the user is an owner of the workspace, and no other owner has a verified email
-/// address.
+/// Returns true if the user is an owner of the workspace, and no other owner vouches for it: one
+/// with a verified email address, who joined before this user did, or before the address of this
+/// user was verified.
+///
+/// Until the first proof, an account lets no one in. Afterwards another person than the owner of
+/// the address may have done so.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -224,12 +228,16 @@ pub async fn is_sole_verifiable_owner(
     user: UserId,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM memberships
-                          WHERE workspace_id = $1 AND user_id = $2 AND role = 'owner')
-                  AND NOT EXISTS (SELECT FROM memberships m JOIN users u ON u.id = m.user_id
-                                  WHERE m.workspace_id = $1 AND m.user_id <> $2
-                                    AND m.role = 'owner' AND u.email_verified_at IS NOT NULL)
-                  AS "is!""#,
+        r#"SELECT EXISTS (
+               SELECT FROM memberships own JOIN users self ON self.id = own.user_id
+               WHERE own.workspace_id = $1 AND own.user_id = $2 AND own.role = 'owner'
+                 AND NOT EXISTS (
+                     SELECT FROM memberships m JOIN users u ON u.id = m.user_id
+                     WHERE m.workspace_id = $1 AND m.user_id <> $2
+                       AND m.role = 'owner' AND u.email_verified_at IS NOT NULL
+                       AND (self.email_verified_at IS NULL
+                            OR m.joined_at < greatest(self.email_verified_at, own.joined_at)))
+           ) AS "is!""#,
         workspace.uuid(),
         user.uuid(),
     )

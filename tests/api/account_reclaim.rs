@@ -6,10 +6,12 @@ use sqlx::Connection as _;
 
 use crate::{
     fixture::{
-        Browser, Key, LOCALHOST, PASSWORD, SmtpSink, TestApp, TestUser, link_token,
+        Browser, Key, LOCALHOST, PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, link_token,
         oauth::{OAuthClient, OAuthExt},
     },
-    mfa::{enable_totp, sign_in_with_password},
+    mfa::{
+        compute_totp_code, confirm_totp, enable_totp, enroll_totp, sign_in_with_password, unix_now,
+    },
     pages::sign_in,
     passkeys::register_authenticator,
 };
@@ -189,6 +191,180 @@ async fn reset_long_after_verification_keeps_setup() {
     app.clock.advance(std::time::Duration::from_hours(7 * 24));
     reset(&app, &sink, &dana.email).await;
     app.request_as(&key.secret, "GET", "/v1/auth/me").send().await.expect_status(200);
+}
+
+/// What a stranger sets up that knew the password before the owner of the address verified it by a
+/// link alone.
+struct SecondSetup {
+    /// The credentials of the stranger, in the order of their creation.
+    credentials: Vec<String>,
+    stranger: TestUser,
+    /// The stranger's own account, which joins the workspace.
+    evil: TestUser,
+    invitation: String,
+    clients: Vec<OAuthClient>,
+}
+
+impl SecondSetup {
+    async fn new(app: &TestApp, sink: &SmtpSink, victim: &TestUser) -> Self {
+        let pair = sign_in_with_password(app, victim, PASSWORD).await.expect_status(200);
+        let mut stranger = victim.with_tokens(&pair);
+        let spy = app.register_client(json!({ "client_name": "Spy" })).await;
+        let mut browser = Browser::signed_in(app, &stranger.email).await;
+        let tokens = app.obtain_tokens(&mut browser, &spy, &[]).await;
+        let mut credentials = vec![tokens["access_token"].as_str().unwrap().to_owned()];
+        register_authenticator(app, &mut stranger).await;
+        let enrolled = enroll_totp(app, &stranger, json!({})).await.expect_status(200);
+        let code = compute_totp_code(enrolled["secret"].as_str().unwrap(), unix_now(app));
+        stranger.set_tokens(&confirm_totp(app, &stranger, &code).await.expect_status(200));
+        let evil = app.register_verified("evil").await;
+        let evil = join(app, sink, &stranger, &evil, "admin").await;
+        credentials.push(evil.access_token.clone());
+        let mut clients = Vec::new();
+        for by in [&stranger, &evil] {
+            let key = app.create_key(by, "backdoor", "admin").await;
+            let child = json!({ "name": "child", "scope": "admin" });
+            let child = app.request_as(&key.secret, "POST", "/v1/api-keys").json(child).send();
+            let child = child.await.expect_status(201)["key"].as_str().unwrap().to_owned();
+            let client = json!({ "name": "robot", "grant_types": ["client_credentials"] });
+            let client = app.request_as(&child, "POST", "/v1/oauth/clients").json(client).send();
+            let client = OAuthClient::from_registration(&client.await.expect_status(201));
+            let fields = [("grant_type", "client_credentials")];
+            let token = app.request_token(&client.with_client_credentials(&fields)).await;
+            let token = token.expect_status(200)["access_token"].as_str().unwrap().to_owned();
+            credentials.extend([key.secret, child, token]);
+            clients.push(client);
+        }
+        let workspace = app.post("/v1/workspaces").bearer(&stranger.access_token);
+        let workspace = workspace.json(json!({ "name": "second" })).send().await;
+        let id = workspace.expect_status(201)["id"].clone();
+        // The session moves to the other workspace and back.
+        let key = async |stranger: &mut TestUser, workspace: &Value| {
+            let switch = app.post("/v1/auth/switch-workspace").bearer(&stranger.access_token);
+            let switch = switch.json(json!({ "workspace_id": workspace })).send().await;
+            stranger.set_tokens(&switch.expect_status(200));
+            app.create_key(stranger, "elsewhere", "admin").await.secret
+        };
+        credentials.push(key(&mut stranger, &id).await);
+        credentials.push(key(&mut stranger, &json!(victim.workspace_id)).await);
+        credentials.push(stranger.access_token.clone());
+        let invitation = invite(app, sink, &evil, "guest@new.example", "admin").await;
+        Self { credentials, stranger, evil, invitation, clients }
+    }
+
+    async fn statuses(&self, app: &TestApp) -> Vec<u16> {
+        let mut statuses = Vec::new();
+        for credential in &self.credentials {
+            let me = app.request_as(credential, "GET", "/v1/auth/me").send().await;
+            statuses.push(me.status.as_u16());
+        }
+        statuses
+    }
+}
+
+/// Invites an address, and returns the token of the link.
+async fn invite(app: &TestApp, sink: &SmtpSink, by: &TestUser, email: &str, role: &str) -> String {
+    let body = json!({ "email": email, "role": role });
+    let sent = app.request_as(&by.access_token, "POST", "/v1/invitations").json(body).send().await;
+    sent.expect_status(201);
+    link_token(&sink.wait_for_email(email, "Invitation").await)
+}
+
+/// Invites a user, who accepts. Returns the user with a session in the workspace.
+async fn join(
+    app: &TestApp,
+    sink: &SmtpSink,
+    by: &TestUser,
+    user: &TestUser,
+    role: &str,
+) -> TestUser {
+    let token = invite(app, sink, by, &user.email, role).await;
+    let accept = app.request_as(&user.access_token, "POST", "/v1/invitations/accept");
+    let accepted = accept.json(json!({ "token": token })).send().await;
+    user.with_tokens(&accepted.expect_status(201))
+}
+
+async fn set_role(app: &TestApp, by: &TestUser, user: &TestUser, role: &str) -> TestResponse {
+    let path = format!("/v1/members/{}", user.user_id);
+    app.request_as(&by.access_token, "PATCH", &path).json(json!({ "role": role })).send().await
+}
+
+/// Whatever the stranger sets up in the days after the verification, its end is the reset.
+#[tokio::test]
+async fn reset_within_a_week_ends_everything_of_a_stranger() {
+    let (app, sink) = start_with_mail().await;
+    let node = app.another_node().await;
+    let victim = app.register("acme").await;
+    let token = verification_token(&sink, &victim.email).await;
+    assert_eq!(verify(&app, &token, None).await, 204);
+    let setup = SecondSetup::new(&app, &sink, &victim).await;
+    for node in [&app, &node] {
+        assert_eq!(setup.statuses(node).await, vec![200; setup.credentials.len()]);
+    }
+    // Another owner would keep the workspace.
+    let body = json!({ "email": "other@new.example", "role": "owner" });
+    let owner = app.request_as(&setup.stranger.access_token, "POST", "/v1/invitations");
+    let refused = owner.json(body).send().await;
+    refused.assert_error(403, "forbidden");
+    assert!(refused.text.contains("reset your password"), "{}", refused.text);
+    set_role(&app, &setup.stranger, &setup.evil, "owner").await.assert_error(403, "forbidden");
+    reset(&app, &sink, &victim.email).await;
+    for node in [&app, &node] {
+        assert_eq!(setup.statuses(node).await, vec![401; setup.credentials.len()]);
+        let refresh = json!({ "refresh_token": setup.evil.refresh_token });
+        assert_eq!(node.post("/v1/auth/refresh").json(refresh).send().await.status, 401);
+        for client in &setup.clients {
+            let fields = [("grant_type", "client_credentials")];
+            let fields = client.with_client_credentials(&fields);
+            assert_eq!(node.request_token(&fields).await.status, 401);
+        }
+    }
+    let body = json!({ "token": setup.invitation, "password": PASSWORD });
+    let accepted = app.post("/v1/invitations/accept").json(body).send().await;
+    accepted.assert_error(422, "validation_failed");
+    let pair = sign_in_with_password(&app, &victim, NEW_PASSWORD).await.expect_status(200);
+    let owner = victim.with_tokens(&pair);
+    let members = app.request_as(&owner.access_token, "GET", "/v1/members").send().await;
+    assert_eq!(members.expect_status(200)["total"], 1);
+    let mail = sink.wait_for_email(&victim.email, "Your account was reset").await;
+    assert!(mail["text"].as_str().unwrap().contains("Members: ownerevil"), "{mail}");
+    // The account is settled now.
+    let friend = app.register_verified("friend").await;
+    let friend = join(&app, &sink, &owner, &friend, "member").await;
+    set_role(&app, &owner, &friend, "owner").await.expect_status(200);
+}
+
+/// Only an owner that the account cannot have invited keeps a workspace.
+#[tokio::test]
+async fn workspace_is_kept_for_owner_from_before_the_account() {
+    let (app, sink) = start_with_mail().await;
+    let dana = app.register("acme").await;
+    let token = verification_token(&sink, &dana.email).await;
+    assert_eq!(verify(&app, &token, None).await, 204);
+    let (evil, olivia) =
+        (app.register_verified("evil").await, app.register_verified("olivia").await);
+    let key = app.create_key(&olivia, "server", "admin").await;
+    // Both are owners of a workspace with Dana, who came first to one and last to the other.
+    app.insert_membership(&evil, &dana, "owner").await;
+    app.insert_membership(&dana, &olivia, "owner").await;
+    let pair = sign_in_with_password(&app, &dana, PASSWORD).await.expect_status(200);
+    let backdoor = app.create_key(&dana.with_tokens(&pair), "backdoor", "admin").await;
+    reset(&app, &sink, &dana.email).await;
+    for (credential, status) in
+        [(&backdoor.secret, 401), (&key.secret, 200), (&olivia.access_token, 200)]
+    {
+        let me = app.request_as(credential, "GET", "/v1/auth/me").send().await;
+        assert_eq!(me.status, status, "{}", me.text);
+    }
+    let pair = sign_in_with_password(&app, &dana, NEW_PASSWORD).await.expect_status(200);
+    for (workspace, count) in [(&dana, 1), (&olivia, 2)] {
+        let switch =
+            app.post("/v1/auth/switch-workspace").bearer(pair["access_token"].as_str().unwrap());
+        let body = json!({ "workspace_id": workspace.workspace_id });
+        let there = switch.json(body).send().await.expect_status(200);
+        let list = app.request_as(there["access_token"].as_str().unwrap(), "GET", "/v1/members");
+        assert_eq!(list.send().await.expect_status(200)["total"], count);
+    }
 }
 
 #[tokio::test]

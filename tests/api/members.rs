@@ -126,7 +126,7 @@ async fn member_cannot_change_or_grant_higher_role() {
 async fn workspace_keeps_an_owner_under_concurrent_changes() {
     let a = TestApp::start().await;
     let b = a.another_node().await;
-    let dana = a.register("acme").await;
+    let dana = a.register_verified("acme").await;
     set_role(&a, &dana.access_token, &dana, "admin").await.assert_error(403, "forbidden");
     remove_member(&a, &dana.access_token, &dana).await.assert_error(403, "forbidden");
     let sam = a.add_member(&dana, "admin").await;
@@ -151,7 +151,7 @@ async fn workspace_keeps_an_owner_under_concurrent_changes() {
 #[tokio::test]
 async fn granting_ownership_needs_recent_sign_in_or_password() {
     let app = TestApp::start().await;
-    let dana = app.register("acme").await;
+    let dana = app.register_verified("acme").await;
     let sam = app.add_member(&dana, "member").await;
     app.clock.advance(Duration::from_mins(16));
     let path = format!("/v1/members/{}", sam.user_id);
