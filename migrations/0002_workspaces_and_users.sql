@@ -39,9 +39,16 @@ CREATE TABLE memberships (
     -- `users` belong to the user's own sessions.
     full_name text,
     profile json NOT NULL DEFAULT '{}',
+    -- The credentials that invited the member, or set the role since: a user, directly or through
+    -- an API key, and that key. NULL: the user created the workspace. The key has no foreign key,
+    -- because API keys are in a later file.
+    role_set_by_user_id uuid REFERENCES users ON DELETE SET NULL,
+    role_set_by_key_id uuid,
     PRIMARY KEY (workspace_id, user_id)
 );
 CREATE INDEX memberships_user_id_idx ON memberships (user_id);
+CREATE INDEX memberships_role_set_by_user_id_idx ON memberships (role_set_by_user_id)
+    WHERE role_set_by_user_id IS NOT NULL;
 
 ------------------------------------------------------------------------------------------------
 -- Rights of the role
@@ -55,7 +62,8 @@ GRANT SELECT (id, email, normalized_email, full_name, profile, last_workspace_id
 -- Workspaces and memberships are inserted by create_workspace() and accept_invitation() only.
 GRANT SELECT, UPDATE (name, branding, rate_limit_per_minute, require_second_factor)
     ON workspaces TO call2me_auth_app;
-GRANT SELECT, UPDATE (role, full_name, profile), DELETE ON memberships TO call2me_auth_app;
+GRANT SELECT, UPDATE (role, full_name, profile, role_set_by_user_id, role_set_by_key_id), DELETE
+    ON memberships TO call2me_auth_app;
 
 ALTER TABLE users ENABLE ROW LEVEL SECURITY;
 CREATE POLICY users_select ON users FOR SELECT TO call2me_auth_app

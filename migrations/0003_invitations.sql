@@ -40,24 +40,31 @@ CREATE FUNCTION find_invitation(p_id uuid)
     AS $$ SELECT i.workspace_id, i.normalized_email FROM invitations i WHERE i.id = p_id $$;
 
 -- Makes the transaction's user a member of the transaction's workspace, and closes the invitation
--- that allows it. Returns false if it is not open, or not for the address of this user.
-CREATE FUNCTION accept_invitation(p_id uuid, p_now timestamptz) RETURNS boolean
+-- that allows it. Returns false if it is not open, or not for the address of this user. `p_inviter`
+-- is the user who sent it, if no key did.
+CREATE FUNCTION accept_invitation(p_id uuid, p_inviter uuid, p_now timestamptz) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
-        invited_role text;
+        accepted invitations;
     BEGIN
         UPDATE invitations i SET closed_at = p_now
         FROM users u
         WHERE i.id = p_id AND i.workspace_id = current_workspace_id() AND i.closed_at IS NULL
           AND i.expires_at > p_now AND u.id = current_user_id()
           AND u.normalized_email = i.normalized_email
-        RETURNING i.role INTO invited_role;
+        RETURNING i.* INTO accepted;
         IF NOT FOUND THEN
             RETURN false;
         END IF;
-        INSERT INTO memberships (workspace_id, user_id, role, joined_at)
-        VALUES (current_workspace_id(), current_user_id(), invited_role, p_now);
+        INSERT INTO memberships (workspace_id, user_id, role, joined_at, role_set_by_user_id,
+                                 role_set_by_key_id)
+        SELECT accepted.workspace_id, current_user_id(), accepted.role, p_now,
+               coalesce(k.creator_user_id, u.id), k.id
+        FROM (VALUES (1)) AS one
+        LEFT JOIN api_keys k
+            ON k.id = accepted.inviter_key_id AND k.workspace_id = accepted.workspace_id
+        LEFT JOIN users u ON u.id = p_inviter;
         RETURN true;
     END
     $$;

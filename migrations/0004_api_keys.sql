@@ -27,6 +27,10 @@ CREATE TABLE api_keys (
     -- Requests per minute. NULL: the limit of the workspace, which is the maximum.
     rate_limit_per_minute integer CHECK (rate_limit_per_minute > 0),
     rotated_from uuid REFERENCES api_keys,
+    -- The credentials that last enabled the key, or allowed it further networks. The key has no
+    -- foreign key: one of another workspace would keep that from being deleted.
+    widened_by_user_id uuid REFERENCES users ON DELETE SET NULL,
+    widened_by_key_id uuid,
     CONSTRAINT api_keys_digest_key UNIQUE (digest)
 );
 CREATE INDEX api_keys_workspace_id_idx ON api_keys (workspace_id, id);
@@ -34,6 +38,8 @@ CREATE INDEX api_keys_workspace_id_idx ON api_keys (workspace_id, id);
 CREATE INDEX api_keys_not_revoked_idx ON api_keys (workspace_id) WHERE revoked_at IS NULL;
 CREATE INDEX api_keys_creator_key_id_idx ON api_keys (creator_key_id)
     WHERE creator_key_id IS NOT NULL;
+CREATE INDEX api_keys_widened_by_user_id_idx ON api_keys (widened_by_user_id)
+    WHERE widened_by_user_id IS NOT NULL;
 -- A key has at most one active successor.
 CREATE UNIQUE INDEX api_keys_active_successor_key ON api_keys (rotated_from)
     WHERE revoked_at IS NULL;
@@ -44,7 +50,7 @@ CREATE TRIGGER api_keys_reject_reactivation BEFORE UPDATE ON api_keys FOR EACH R
 -- Keys are inserted by insert_api_key() only.
 GRANT SELECT,
     UPDATE (name, description, allowed_ips, disabled_at, revoked_at, revoked_by,
-            rate_limit_per_minute)
+            rate_limit_per_minute, widened_by_user_id, widened_by_key_id)
     ON api_keys TO call2me_auth_app;
 ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;
 CREATE POLICY api_keys_by_workspace ON api_keys TO call2me_auth_app
@@ -83,6 +89,14 @@ CREATE FUNCTION list_key_descendants(p_key_id uuid) RETURNS SETOF uuid
         SELECT id FROM descendants
     $$;
 
+-- Returns a key and its descendants. None for NULL.
+CREATE FUNCTION list_key_and_descendants(p_key_id uuid) RETURNS SETOF uuid
+    LANGUAGE sql STABLE
+    AS $$
+        SELECT p_key_id WHERE p_key_id IS NOT NULL
+        UNION ALL SELECT list_key_descendants(p_key_id)
+    $$;
+
 -- Inserts a key into the transaction's workspace. A key is a credential, so its workspace is
 -- checked here too, and not by the policy alone.
 CREATE FUNCTION insert_api_key(p_id uuid, p_workspace_id uuid, p_name text, p_description text,
@@ -115,7 +129,7 @@ CREATE FUNCTION insert_api_key(p_id uuid, p_workspace_id uuid, p_name text, p_de
     END
     $$;
 
-REVOKE ALL ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants, insert_api_key
-    FROM PUBLIC;
+REVOKE ALL ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants,
+    list_key_and_descendants, insert_api_key FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants,
-    insert_api_key TO call2me_auth_app;
+    list_key_and_descendants, insert_api_key TO call2me_auth_app;

@@ -51,9 +51,32 @@ CREATE TABLE oauth_client_secrets (
     digest bytea NOT NULL CHECK (octet_length(digest) = 32),
     created_at timestamptz NOT NULL,
     -- The end of its overlap with its successor. NULL: the current secret.
-    expires_at timestamptz
+    expires_at timestamptz,
+    -- The creator's public id. NULL: the client registered itself, or the operator created it.
+    created_by text,
+    -- The user that added the secret, directly or through an API key, and that API key. The latter
+    -- has no foreign key: one of another workspace would keep that from being deleted.
+    creator_user_id uuid REFERENCES users ON DELETE SET NULL,
+    creator_key_id uuid
 );
 CREATE INDEX oauth_client_secrets_client_idx ON oauth_client_secrets (client_id, id);
+CREATE INDEX oauth_client_secrets_creator_user_id_idx ON oauth_client_secrets (creator_user_id)
+    WHERE creator_user_id IS NOT NULL;
+
+-- The redirect URIs that were added to a workspace client after its creation, as long as it has
+-- them, with the credentials that added them.
+CREATE TABLE oauth_added_redirect_uris (
+    client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
+    uri text NOT NULL,
+    added_at timestamptz NOT NULL,
+    -- The public id of the principal.
+    added_by text NOT NULL,
+    creator_user_id uuid REFERENCES users ON DELETE SET NULL,
+    creator_key_id uuid,
+    PRIMARY KEY (client_id, uri)
+);
+CREATE INDEX oauth_added_redirect_uris_creator_user_id_idx
+    ON oauth_added_redirect_uris (creator_user_id) WHERE creator_user_id IS NOT NULL;
 
 CREATE TABLE oauth_grants (
     id uuid PRIMARY KEY,
@@ -137,10 +160,20 @@ CREATE POLICY oauth_clients_update ON oauth_clients FOR UPDATE TO call2me_auth_a
 CREATE POLICY oauth_clients_delete ON oauth_clients FOR DELETE TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()));
 
-GRANT SELECT (id, client_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE
+GRANT SELECT (id, client_id, created_at, expires_at, created_by, creator_user_id, creator_key_id),
+    INSERT, UPDATE (expires_at), DELETE
     ON oauth_client_secrets TO call2me_auth_app;
 ALTER TABLE oauth_client_secrets ENABLE ROW LEVEL SECURITY;
 CREATE POLICY oauth_client_secrets_by_workspace ON oauth_client_secrets TO call2me_auth_app
+    USING (EXISTS (SELECT FROM oauth_clients c
+                   WHERE c.id = client_id AND c.workspace_id = (SELECT current_workspace_id())))
+    WITH CHECK (EXISTS (SELECT FROM oauth_clients c
+                        WHERE c.id = client_id AND c.workspace_id = (SELECT current_workspace_id())));
+
+GRANT SELECT, INSERT, DELETE ON oauth_added_redirect_uris TO call2me_auth_app;
+ALTER TABLE oauth_added_redirect_uris ENABLE ROW LEVEL SECURITY;
+CREATE POLICY oauth_added_redirect_uris_by_workspace ON oauth_added_redirect_uris
+    TO call2me_auth_app
     USING (EXISTS (SELECT FROM oauth_clients c
                    WHERE c.id = client_id AND c.workspace_id = (SELECT current_workspace_id())))
     WITH CHECK (EXISTS (SELECT FROM oauth_clients c
@@ -443,6 +476,26 @@ CREATE FUNCTION list_external_oauth_grants(p_client_id uuid)
         GROUP BY c.id, c.name, g.workspace_id ORDER BY g.workspace_id, c.id
     $$;
 
+-- Ends what a client of the transaction's workspace was granted since a time, in all workspaces,
+-- and what it was granted for itself. Returns the number of grants for each workspace.
+CREATE FUNCTION end_oauth_grants_since(
+    p_client_id uuid, p_since timestamptz, p_now timestamptz, p_reason text
+)
+    RETURNS TABLE (client_id uuid, client_name text, workspace_id uuid, grants bigint)
+    LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        WITH ended AS (
+            UPDATE oauth_grants g SET ended_at = p_now, end_reason = p_reason
+            FROM oauth_clients c
+            WHERE c.id = p_client_id AND c.workspace_id = current_workspace_id()
+              AND g.client_id = c.id AND g.ended_at IS NULL
+              AND (g.user_id IS NULL OR g.created_at >= p_since)
+            RETURNING c.id, c.name, g.workspace_id AS workspace
+        )
+        SELECT e.id, e.name, e.workspace, count(*) FROM ended e
+        GROUP BY e.id, e.name, e.workspace ORDER BY e.workspace
+    $$;
+
 -- Deletes device authorizations, authorization codes that were never redeemed, and client secrets
 -- that expired more than a day ago.
 CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS void
@@ -486,11 +539,13 @@ REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_
     get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
     start_device_authorization, find_device_authorization, decide_device_authorization,
     lock_device_authorization, record_device_poll,
-    list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
+    list_external_oauth_grants, end_oauth_grants_since, prune_expired_oauth_codes,
+    prune_oauth_grants, prune_oauth_clients
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
     get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
     start_device_authorization, find_device_authorization, decide_device_authorization,
     lock_device_authorization, record_device_poll,
-    list_external_oauth_grants, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
+    list_external_oauth_grants, end_oauth_grants_since, prune_expired_oauth_codes,
+    prune_oauth_grants, prune_oauth_clients
     TO call2me_auth_app;

@@ -226,7 +226,10 @@ impl AccountReclaim {
             store::audit::insert(tx, workspace, &event).await?;
             ended.oauth_clients.push(name);
         }
-        self.context.audit_deleted_clients(tx, workspace, Some(request), external_grants).await?;
+        let (reason, request_info) = (GrantEndReason::ClientDeleted, Some(&**request));
+        self.context
+            .audit_ended_grants(tx, workspace, request_info, reason, external_grants)
+            .await?;
         for member in members {
             tx.set_workspace(workspace).await?;
             // Row-level security shows sessions to their user only.

@@ -87,14 +87,15 @@ impl ServiceContext {
         Ok(())
     }
 
-    /// Records in all workspaces that a deleted client's grants there have ended. The actor is the
-    /// system: the one that deleted the client may be unknown to those workspaces. Afterwards, the
+    /// Records in all workspaces that a client's grants there have ended. The actor is the system:
+    /// the one that changed the client may be unknown to those workspaces. Afterwards, the
     /// transaction belongs to `workspace` again.
-    pub(crate) async fn audit_deleted_clients(
+    pub(crate) async fn audit_ended_grants(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
         request: Option<&RequestInfo>,
+        reason: GrantEndReason,
         external_grants: Vec<ExternalGrants>,
     ) -> Result<(), AuthError> {
         for ExternalGrants { client_id, client_name, workspace_id, grants } in external_grants {
@@ -102,7 +103,7 @@ impl ServiceContext {
             let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
                 .with_target(client_id, client_name)
                 .with_metadata(json!({
-                    "reason": GrantEndReason::ClientDeleted.as_str(),
+                    "reason": reason.as_str(),
                     "grants": grants,
                     "request_id": request.map(|request| request.id),
                 }));

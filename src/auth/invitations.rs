@@ -427,7 +427,7 @@ impl Invitations {
         request: &Arc<RequestInfo>,
     ) -> Result<Audited, AuthError> {
         let now = self.context.env.clock.now();
-        if !store::invitations::accept(tx, invitation.id, now).await? {
+        if !store::invitations::accept(tx, invitation, now).await? {
             return Err(invalid_link());
         }
         let event = self

@@ -4,7 +4,7 @@
 //! caller's own role is read again under that lock ([`AdminTx::lock`]), and no caller can assign,
 //! change or remove a role above it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -22,7 +22,8 @@ use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
         id::{UserId, WorkspaceId},
-        mail::{EmailKind, RemainingAccess},
+        key_descendants::{AccessSource, AddedAccess},
+        mail::{EmailKind, NameList, RemainingAccess},
         oauth::grant::GrantEndReason,
         password::Password,
         principal::Caller,
@@ -33,7 +34,7 @@ use crate::{
     store::{self, AdminRights, AdminTx, Audited, Tx},
 };
 
-/// Maximum number of API keys, and of OAuth clients, that the audit event of a removal lists.
+/// Maximum number of API keys, of OAuth clients and so on that the audit event of a removal lists.
 const MAX_LISTED: i64 = 100;
 
 /// The members of workspaces and their roles.
@@ -131,7 +132,8 @@ impl Members {
             let now = self.context.env.clock.now();
             require_settled_account(&mut admin, caller, now).await?;
         }
-        store::members::set_role(&mut admin, workspace, user, role).await?;
+        let by = caller.principal.creator();
+        store::members::set_role(&mut admin, workspace, user, role, by).await?;
         if role < member.role {
             close_invitations_by(&self.context, &mut admin, workspace, user).await?;
         }
@@ -144,7 +146,8 @@ impl Members {
     }
 
     /// Removes a member and ends the user's sessions in the workspace. API keys and OAuth clients
-    /// that the user created stay valid; the audit event lists them.
+    /// that the user created stay valid, and so does what the user added to others; the audit event
+    /// lists them.
     ///
     /// # Errors
     /// As [`Self::change_role`].
@@ -255,16 +258,27 @@ pub(super) async fn remove_membership(
     let user = member.user_id;
     let keys = store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED).await?;
     let clients = store::oauth_clients::list_by_creator(tx, workspace, user, MAX_LISTED).await?;
+    let (source, now) = (AccessSource::User(user), context.env.clock.now());
+    let added =
+        store::key_descendants::list_added_access(tx, workspace, source, now, MAX_LISTED).await?;
+    let mut details = json!({
+        "role": member.role,
+        "api_keys": ids_and_names(&keys.items),
+        "more_api_keys": keys.has_more,
+        "oauth_clients": ids_and_names(&clients.items),
+        "more_oauth_clients": clients.has_more,
+    });
+    let mut remaining = RemainingAccess {
+        has_more: keys.has_more || clients.has_more || added.has_more(),
+        api_keys: keys.items.into_iter().map(|(_, name)| name).collect(),
+        oauth_clients: clients.items.into_iter().map(|(_, name)| name).collect(),
+        ..RemainingAccess::default()
+    };
+    name_added_access(&added, &mut details, &mut remaining);
     let event = context
         .audit_event(request, workspace, Action::MemberRemoved, actor.clone(), 204)
         .with_target(user, member.email.clone())
-        .with_metadata(json!({
-            "role": member.role,
-            "api_keys": ids_and_names(&keys.items),
-            "more_api_keys": keys.has_more,
-            "oauth_clients": ids_and_names(&clients.items),
-            "more_oauth_clients": clients.has_more,
-        }));
+        .with_metadata(details);
     let audited = store::audit::insert(tx, workspace, &event).await?;
     close_invitations_by(context, tx, workspace, user).await?;
     // Lock order everywhere: membership, user, session.
@@ -276,11 +290,6 @@ pub(super) async fn remove_membership(
     let (selector, reason) =
         (SessionSelector::InWorkspace(workspace), SessionEndReason::MembershipRemoved);
     sessions.end_selected(tx, user, selector, reason, actor, request).await?;
-    let remaining = RemainingAccess {
-        has_more: keys.has_more || clients.has_more,
-        api_keys: keys.items.into_iter().map(|(_, name)| name).collect(),
-        oauth_clients: clients.items.into_iter().map(|(_, name)| name).collect(),
-    };
     if !remaining.is_empty() {
         let origin = context.request_origin(request);
         let subject = |workspace| EmailKind::MemberRemoved {
@@ -309,6 +318,39 @@ async fn close_invitations_by(
 /// Returns ids and names as the metadata of audit events lists them.
 pub(super) fn ids_and_names<T: Serialize>(items: &[(T, String)]) -> Vec<Value> {
     items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect()
+}
+
+/// Adds what a source gave to others to the metadata of an audit event and to an email. Empty lists
+/// are left out of the metadata.
+pub(super) fn name_added_access(
+    added: &AddedAccess,
+    details: &mut Value,
+    remaining: &mut RemainingAccess,
+) {
+    let AddedAccess { client_secrets, redirect_uris, members, widened_keys } = added;
+    let secrets = client_secrets.items.iter().map(|it| (it.client_id, it.client_name.clone()));
+    let uris = redirect_uris.items.iter().map(|it| (it.client_id, it.client_name.clone()));
+    // Once for each client. A map in the order of ids is the same in every run.
+    let secrets: BTreeMap<_, _> = secrets.collect();
+    let uris: BTreeMap<_, _> = uris.collect();
+    let members = members.items.iter().map(|member| (member.user_id, member.email.clone()));
+    let keys = widened_keys.items.iter().map(|key| (key.id, key.name.clone()));
+    let (members, keys): (Vec<_>, Vec<_>) = (members.collect(), keys.collect());
+    let names = |clients: &BTreeMap<_, String>| NameList::new(clients.values().cloned());
+    remaining.client_secrets = names(&secrets);
+    remaining.redirect_uris = names(&uris);
+    remaining.members = NameList::new(members.iter().map(|(_, email)| email.clone()));
+    remaining.widened_api_keys = NameList::new(keys.iter().map(|(_, name)| name.clone()));
+    for (field, list) in [
+        ("client_secrets", ids_and_names(&secrets.into_iter().collect::<Vec<_>>())),
+        ("redirect_uris", ids_and_names(&uris.into_iter().collect::<Vec<_>>())),
+        ("members", ids_and_names(&members)),
+        ("widened_api_keys", ids_and_names(&keys)),
+    ] {
+        if !list.is_empty() {
+            details[field] = list.into();
+        }
+    }
 }
 
 /// Refuses to change or remove the last owner of a workspace. Members must be locked.

@@ -19,7 +19,8 @@ use crate::{
     model::{
         audit::{Action, Actor, NewEvent},
         email::Email,
-        id::WorkspaceId,
+        id::{UserId, WorkspaceId},
+        oauth::grant::GrantEndReason,
         page::{ListPage, PageRequest},
         password::Password,
         principal::Caller,
@@ -64,7 +65,8 @@ impl Workspaces {
         let external_grants = store::oauth_clients::list_external_grants(tx, None).await?;
         store::workspaces::delete(tx).await?;
         let request = Some(&*caller.request);
-        self.context.audit_deleted_clients(tx, workspace, request, external_grants).await?;
+        let reason = GrantEndReason::ClientDeleted;
+        self.context.audit_ended_grants(tx, workspace, request, reason, external_grants).await?;
         Ok(audited)
     }
 

@@ -488,16 +488,28 @@ fn ended_items(ended: &EndedSetup) -> impl Iterator<Item = String> {
 
 fn listed(list: &NameList) -> String {
     let names: Vec<String> = list.names.iter().map(|name| sanitize(name)).collect();
-    let more = match list.total.saturating_sub(list.names.len()) {
+    format!("{}{}", names.join(", "), more_than_listed(list))
+}
+
+/// Says how many names there are besides those of the list.
+fn more_than_listed(list: &NameList) -> String {
+    match list.total.saturating_sub(list.names.len()) {
         0 => String::new(),
         more => format!(" and {more} more"),
-    };
-    format!("{}{more}", names.join(", "))
+    }
 }
 
 /// Returns sentences about the access that a creator leaves behind.
 fn remaining_access(remaining: &RemainingAccess, creator: &str) -> Vec<String> {
-    let RemainingAccess { api_keys, oauth_clients, has_more } = remaining;
+    let RemainingAccess {
+        api_keys,
+        oauth_clients,
+        client_secrets,
+        redirect_uris,
+        members,
+        widened_api_keys,
+        has_more,
+    } = remaining;
     let names =
         |names: &[String]| names.iter().map(|name| sanitize(name)).collect::<Vec<_>>().join(", ");
     let mut sentences = Vec::new();
@@ -508,6 +520,23 @@ fn remaining_access(remaining: &RemainingAccess, creator: &str) -> Vec<String> {
     if !oauth_clients.is_empty() {
         let names = names(oauth_clients);
         sentences.push(format!("{creator} had created OAuth clients that still work: {names}."));
+    }
+    for (list, text) in [
+        (client_secrets, "had added secrets to these OAuth clients, which still work"),
+        (redirect_uris, "had added redirect URIs to these OAuth clients"),
+        (widened_api_keys, "had enabled these API keys, or allowed them further networks"),
+    ] {
+        if list.total > 0 {
+            sentences.push(format!("{creator} {text}: {}.", listed(list)));
+        }
+    }
+    if members.total > 0 {
+        let names: Vec<_> = members.names.iter().map(|name| sanitize_address(name)).collect();
+        let more = more_than_listed(members);
+        let names = names.join(", ");
+        sentences.push(format!(
+            "{creator} had invited these members, or set their role: {names}{more}."
+        ));
     }
     if *has_more {
         sentences.push("There are more. The audit log and the API list them.".to_owned());

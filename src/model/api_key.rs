@@ -17,6 +17,7 @@ use time::OffsetDateTime;
 use super::{
     ValidationError,
     id::{ApiKeyId, UserId, WorkspaceId},
+    principal::Creator,
     scope::Scope,
 };
 
@@ -343,6 +344,8 @@ pub struct ApiKeyChange {
     pub rate_limit_per_minute: Option<Option<u32>>,
     /// The new time at which the key was disabled; an inner `None` enables it.
     pub disabled_at: Option<Option<OffsetDateTime>>,
+    /// The credentials behind a change that widens the key: see [`ApiKey::is_widened_by`].
+    pub widened_by: Option<Creator>,
 }
 
 impl ApiKeyChange {
@@ -350,7 +353,7 @@ impl ApiKeyChange {
     /// own.
     #[must_use]
     pub fn field_names(&self) -> Vec<&'static str> {
-        let Self { name, description, allowed_ips, rate_limit_per_minute, disabled_at: _ } = self;
+        let Self { name, description, allowed_ips, rate_limit_per_minute, .. } = self;
         let names = [
             name.as_ref().map(|_| "name"),
             description.as_ref().map(|_| "description"),

@@ -144,7 +144,7 @@ pub enum EmailKind {
         /// The access that remains.
         remaining: RemainingAccess,
     },
-    /// A member was removed, and keys or clients that the member created stay valid.
+    /// A member was removed, and access that the member created stays valid.
     MemberRemoved {
         /// The member's address.
         member: String,
@@ -285,13 +285,22 @@ impl NameList {
     }
 }
 
-/// Names of API keys and OAuth clients that stay valid after their creator has lost access.
+/// Names of what stays valid after a key or a member has lost access.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RemainingAccess {
-    /// The names of API keys.
+    /// The names of API keys that it created.
     pub api_keys: Vec<String>,
-    /// The names of OAuth clients.
+    /// The names of OAuth clients that it created.
     pub oauth_clients: Vec<String>,
+    /// The names of other OAuth clients to which it added a secret.
+    pub client_secrets: NameList,
+    /// The names of other OAuth clients to which it added a redirect URI.
+    pub redirect_uris: NameList,
+    /// The addresses of members that it invited, or whose role it set.
+    pub members: NameList,
+    /// The names of other API keys that it enabled, or allowed further networks.
+    pub widened_api_keys: NameList,
     /// True if there are more than these lists name.
     pub has_more: bool,
 }
@@ -300,7 +309,11 @@ impl RemainingAccess {
     /// True if no access remains.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.api_keys.is_empty() && self.oauth_clients.is_empty()
+        let lists =
+            [&self.client_secrets, &self.redirect_uris, &self.members, &self.widened_api_keys];
+        self.api_keys.is_empty()
+            && self.oauth_clients.is_empty()
+            && lists.iter().all(|list| list.total == 0)
     }
 }
 

@@ -72,6 +72,15 @@ pub enum Credential {
     },
 }
 
+/// The credentials behind a change that gives access. Both are `None` for the operator.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Creator {
+    /// The user, directly or through an API key.
+    pub user: Option<UserId>,
+    /// The API key.
+    pub key: Option<ApiKeyId>,
+}
+
 /// A principal in a request: the context of every operation on the principal's behalf.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -128,6 +137,12 @@ impl Principal {
             Credential::Grant { client_id, .. } => Some(*client_id),
             Credential::ApiKey { .. } | Credential::Session { .. } => None,
         }
+    }
+
+    /// Returns the credentials, to be recorded with what they create.
+    #[must_use]
+    pub fn creator(&self) -> Creator {
+        Creator { user: self.user_id(), key: self.api_key() }
     }
 
     /// Returns the name of the key, user or client, for display and audit events.

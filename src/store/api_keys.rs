@@ -281,7 +281,9 @@ pub async fn update(
              description = CASE WHEN $4 THEN $5 ELSE description END,
              allowed_ips = coalesce($6, allowed_ips),
              rate_limit_per_minute = CASE WHEN $7 THEN $8 ELSE rate_limit_per_minute END,
-             disabled_at = CASE WHEN $9 THEN $10 ELSE disabled_at END
+             disabled_at = CASE WHEN $9 THEN $10 ELSE disabled_at END,
+             widened_by_user_id = CASE WHEN $11 THEN $12 ELSE widened_by_user_id END,
+             widened_by_key_id = CASE WHEN $11 THEN $13 ELSE widened_by_key_id END
          WHERE workspace_id = $1 AND id = $2",
         workspace.uuid(),
         id.uuid(),
@@ -293,6 +295,9 @@ pub async fn update(
         stored_limit(change.rate_limit_per_minute.flatten()),
         change.disabled_at.is_some(),
         change.disabled_at.flatten(),
+        change.widened_by.is_some(),
+        change.widened_by.and_then(|by| by.user).map(Id::uuid),
+        change.widened_by.and_then(|by| by.key).map(Id::uuid),
     )
     .execute(tx.conn())
     .await?;

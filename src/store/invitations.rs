@@ -279,18 +279,19 @@ pub async fn get_acceptable(
 /// [`StoreError`] if the query fails.
 pub async fn accept(
     tx: &mut Tx,
-    id: InvitationId,
+    invitation: &Invitation,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    Ok(
-        sqlx::query_scalar!(
-            r#"SELECT accept_invitation($1, $2) AS "is_accepted!""#,
-            id.uuid(),
-            now,
-        )
-        .fetch_one(tx.conn())
-        .await?,
+    // The sender is a user or a key.
+    let inviter = invitation.invited_by.parse::<UserId>().ok();
+    Ok(sqlx::query_scalar!(
+        r#"SELECT accept_invitation($1, $2, $3) AS "is_accepted!""#,
+        invitation.id.uuid(),
+        inviter.map(Id::uuid),
+        now,
     )
+    .fetch_one(tx.conn())
+    .await?)
 }
 
 /// Closes an invitation. False if it is closed or expired. Concurrent calls take turns.

@@ -1,4 +1,5 @@
-//! Descendants of an API key: what it made, directly or through keys that it made.
+//! Descendants of an API key: what it made, directly or through keys that it made, and what these
+//! keys added to what others made.
 //!
 //! A revoked key still leads to what it made. Changes to them require a transaction that has locked
 //! the workspace with [`lock_workspace`](super::members::lock_workspace): then no descendant is
@@ -9,11 +10,15 @@ use time::OffsetDateTime;
 use super::{AdminTx, StoreError, Tx};
 use crate::model::{
     api_key::KeyStatus,
-    id::{ApiKeyId, ClientId, Id, InvitationId, WorkspaceId},
+    id::{ApiKeyId, ClientId, Id, InvitationId, UserId, WorkspaceId},
     invitation::Invitation,
-    key_descendants::{DescendantClient, DescendantKey, KeyDescendants},
+    key_descendants::{
+        AccessSource, AddedAccess, AddedRedirectUri, AddedSecret, DescendantClient, DescendantKey,
+        KeyDescendants,
+    },
     page::ListPage,
     scope::{Role, Scope},
+    user::Member,
 };
 
 /// Lists the descendants of a key that still give access: at most `limit` of each kind.
@@ -31,7 +36,143 @@ pub async fn list(
         api_keys: list_keys(tx, workspace, key, limit).await?,
         oauth_clients: list_clients(tx, workspace, key, limit).await?,
         invitations: list_invitations(tx, workspace, key, now, limit).await?,
+        added: list_added_access(tx, workspace, AccessSource::Key(key), now, limit).await?,
     })
+}
+
+/// Lists the access that a source gave to what others made: at most `limit` of each kind.
+///
+/// # Errors
+/// [`StoreError`] if a query fails.
+pub async fn list_added_access(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    source: AccessSource,
+    now: OffsetDateTime,
+    limit: i64,
+) -> Result<AddedAccess, StoreError> {
+    Ok(AddedAccess {
+        client_secrets: list_added_secrets(tx, workspace, source, now, limit).await?,
+        redirect_uris: list_added_uris(tx, workspace, source, limit).await?,
+        members: list_set_roles(tx, workspace, source, limit).await?,
+        widened_keys: list_widened_keys(tx, workspace, source, limit).await?,
+    })
+}
+
+async fn list_added_secrets(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    source: AccessSource,
+    now: OffsetDateTime,
+    limit: i64,
+) -> Result<ListPage<AddedSecret>, StoreError> {
+    let secrets = sqlx::query_as!(
+        AddedSecret,
+        r#"SELECT c.id AS "client_id: ClientId", c.name AS client_name, s.created_at, s.created_by
+           FROM oauth_client_secrets s JOIN oauth_clients c ON c.id = s.client_id
+           WHERE c.workspace_id = $1 AND (s.expires_at IS NULL OR s.expires_at > $4)
+             AND (s.creator_key_id IN (SELECT list_key_and_descendants($2))
+                  OR s.creator_user_id = $3)
+             AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
+                  OR c.creator_user_id = $3) IS NOT TRUE
+           ORDER BY s.created_at DESC, s.id DESC LIMIT $5"#,
+        workspace.uuid(),
+        source.key().map(Id::uuid),
+        source.user().map(Id::uuid),
+        now,
+        limit + 1,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(ListPage::from_overfetch(secrets, limit))
+}
+
+async fn list_added_uris(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    source: AccessSource,
+    limit: i64,
+) -> Result<ListPage<AddedRedirectUri>, StoreError> {
+    let uris = sqlx::query_as!(
+        AddedRedirectUri,
+        r#"SELECT c.id AS "client_id: ClientId", c.name AS client_name, a.uri, a.added_at, a.added_by
+           FROM oauth_added_redirect_uris a JOIN oauth_clients c ON c.id = a.client_id
+           WHERE c.workspace_id = $1
+             AND (a.creator_key_id IN (SELECT list_key_and_descendants($2))
+                  OR a.creator_user_id = $3)
+             AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
+                  OR c.creator_user_id = $3) IS NOT TRUE
+           ORDER BY a.added_at DESC, c.id, a.uri LIMIT $4"#,
+        workspace.uuid(),
+        source.key().map(Id::uuid),
+        source.user().map(Id::uuid),
+        limit + 1,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(ListPage::from_overfetch(uris, limit))
+}
+
+/// Lists the members that the source invited, or whose role it set. Of a user, only administrators:
+/// others cannot give access.
+async fn list_set_roles(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    source: AccessSource,
+    limit: i64,
+) -> Result<ListPage<Member>, StoreError> {
+    let members = sqlx::query_as!(
+        Member,
+        r#"SELECT m.user_id AS "user_id: UserId", u.email, u.full_name, m.role AS "role: Role",
+                  m.joined_at
+           FROM memberships m JOIN users u ON u.id = m.user_id
+           WHERE m.workspace_id = $1
+             AND (m.role_set_by_key_id IN (SELECT list_key_and_descendants($2))
+                  OR m.role_set_by_user_id = $3 AND m.user_id <> $3
+                     AND m.role IN ('owner', 'admin'))
+           ORDER BY m.joined_at DESC, m.user_id LIMIT $4"#,
+        workspace.uuid(),
+        source.key().map(Id::uuid),
+        source.user().map(Id::uuid),
+        limit + 1,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(ListPage::from_overfetch(members, limit))
+}
+
+async fn list_widened_keys(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    source: AccessSource,
+    limit: i64,
+) -> Result<ListPage<DescendantKey>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: ApiKeyId", name, scope AS "scope: Scope", created_at, created_by,
+                  disabled_at
+           FROM api_keys
+           WHERE workspace_id = $1 AND revoked_at IS NULL AND id IS DISTINCT FROM $2
+             AND (widened_by_key_id IN (SELECT list_key_and_descendants($2))
+                  OR widened_by_user_id = $3)
+             AND (creator_key_id IN (SELECT list_key_and_descendants($2))
+                  OR creator_user_id = $3) IS NOT TRUE
+           ORDER BY id DESC LIMIT $4"#,
+        workspace.uuid(),
+        source.key().map(Id::uuid),
+        source.user().map(Id::uuid),
+        limit + 1,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    let keys = rows.into_iter().map(|row| DescendantKey {
+        id: row.id,
+        name: row.name,
+        scope: row.scope,
+        status: KeyStatus::of_times(row.disabled_at, None),
+        created_at: row.created_at,
+        created_by: row.created_by,
+    });
+    Ok(ListPage::from_overfetch(keys.collect(), limit))
 }
 
 async fn list_keys(
@@ -79,7 +220,7 @@ pub async fn list_clients(
         r#"SELECT id AS "id: ClientId", name, scope AS "scope: Scope", created_at, created_by
            FROM oauth_clients
            WHERE workspace_id = $1
-             AND (creator_key_id = $2 OR creator_key_id IN (SELECT list_key_descendants($2)))
+             AND creator_key_id IN (SELECT list_key_and_descendants($2))
            ORDER BY id DESC LIMIT $3"#,
         workspace.uuid(),
         key.uuid(),
@@ -103,7 +244,7 @@ async fn list_invitations(
                   expires_at
            FROM invitations
            WHERE workspace_id = $1 AND closed_at IS NULL AND expires_at > $3
-             AND (inviter_key_id = $2 OR inviter_key_id IN (SELECT list_key_descendants($2)))
+             AND inviter_key_id IN (SELECT list_key_and_descendants($2))
            ORDER BY id DESC LIMIT $4"#,
         workspace.uuid(),
         key.uuid(),
@@ -115,8 +256,9 @@ async fn list_invitations(
     Ok(ListPage::from_overfetch(invitations, limit))
 }
 
-/// Returns true if one of the OAuth clients among the descendants of a key has an active grant, in
-/// any of the transaction's rows.
+/// Returns true if an OAuth client has an active grant, in any of the transaction's rows, that a
+/// cascade would end: one of a client among the descendants of a key, or to which these keys added
+/// a secret or a redirect URI.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -124,18 +266,136 @@ pub async fn has_active_client(
     tx: &mut Tx,
     workspace: WorkspaceId,
     key: ApiKeyId,
+    now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT EXISTS (
                SELECT FROM oauth_clients c, list_external_oauth_grants(c.id) AS active
                WHERE c.workspace_id = $1
-                 AND (c.creator_key_id = $2 OR c.creator_key_id IN (SELECT list_key_descendants($2)))
+                 AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
+                      OR EXISTS (
+                          SELECT FROM oauth_client_secrets s
+                          WHERE s.client_id = c.id AND (s.expires_at IS NULL OR s.expires_at > $3)
+                            AND s.creator_key_id IN (SELECT list_key_and_descendants($2)))
+                      OR EXISTS (
+                          SELECT FROM oauth_added_redirect_uris a
+                          WHERE a.client_id = c.id
+                            AND a.creator_key_id IN (SELECT list_key_and_descendants($2))))
            ) AS "has_one!""#,
         workspace.uuid(),
         key.uuid(),
+        now,
     )
     .fetch_one(tx.conn())
     .await?)
+}
+
+/// A client whose secrets or redirect URIs ended.
+#[derive(Debug)]
+pub struct RestoredClient {
+    /// The client's id.
+    pub id: ClientId,
+    /// The client's name.
+    pub name: String,
+    /// The number of secrets that ended.
+    pub secrets: i64,
+    /// The redirect URIs that were removed.
+    pub redirect_uris: Vec<String>,
+    /// The time at which the first of them was added.
+    pub since: OffsetDateTime,
+}
+
+/// Ends the secrets that a key and its descendants added to OAuth clients. The newest other secret
+/// that is still valid becomes the current one again.
+///
+/// # Errors
+/// [`StoreError`] if a query fails.
+pub async fn end_added_secrets(
+    tx: &mut AdminTx<'_>,
+    workspace: WorkspaceId,
+    key: ApiKeyId,
+    now: OffsetDateTime,
+) -> Result<Vec<RestoredClient>, StoreError> {
+    let rows = sqlx::query!(
+        r#"WITH ended AS (
+               DELETE FROM oauth_client_secrets s USING oauth_clients c
+               WHERE c.id = s.client_id AND c.workspace_id = $1
+                 AND (s.expires_at IS NULL OR s.expires_at > $3)
+                 AND s.creator_key_id IN (SELECT list_key_and_descendants($2))
+               RETURNING c.id, c.name, s.created_at
+           )
+           SELECT id AS "id!: ClientId", name AS "name!", count(*) AS "secrets!",
+                  min(created_at) AS "since!"
+           FROM ended GROUP BY id, name ORDER BY id"#,
+        workspace.uuid(),
+        key.uuid(),
+        now,
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    for row in &rows {
+        // Its successor is one of those that ended: only a later secret lets a current one expire.
+        sqlx::query!(
+            "UPDATE oauth_client_secrets SET expires_at = NULL
+             WHERE id = (SELECT id FROM oauth_client_secrets
+                         WHERE client_id = $1 AND (expires_at IS NULL OR expires_at > $2)
+                         ORDER BY created_at DESC, id DESC LIMIT 1)
+               AND expires_at IS NOT NULL",
+            row.id.uuid(),
+            now,
+        )
+        .execute(tx.conn())
+        .await?;
+    }
+    let clients = rows.into_iter().map(|row| RestoredClient {
+        id: row.id,
+        name: row.name,
+        secrets: row.secrets,
+        redirect_uris: Vec::new(),
+        since: row.since,
+    });
+    Ok(clients.collect())
+}
+
+/// Removes the redirect URIs that a key and its descendants added to OAuth clients.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn remove_added_uris(
+    tx: &mut AdminTx<'_>,
+    workspace: WorkspaceId,
+    key: ApiKeyId,
+) -> Result<Vec<RestoredClient>, StoreError> {
+    let rows = sqlx::query!(
+        r#"WITH removed AS (
+               DELETE FROM oauth_added_redirect_uris a USING oauth_clients c
+               WHERE c.id = a.client_id AND c.workspace_id = $1
+                 AND a.creator_key_id IN (SELECT list_key_and_descendants($2))
+               RETURNING a.client_id, a.uri, a.added_at
+           ), by_client AS (
+               SELECT client_id, array_agg(uri ORDER BY uri) AS uris, min(added_at) AS since
+               FROM removed GROUP BY client_id
+           )
+           UPDATE oauth_clients c
+           SET redirect_uris = ARRAY(
+               SELECT uri FROM unnest(c.redirect_uris) WITH ORDINALITY AS kept (uri, position)
+               WHERE uri <> ALL (r.uris) ORDER BY position)
+           FROM by_client r WHERE c.id = r.client_id AND c.workspace_id = $1
+           RETURNING c.id AS "id!: ClientId", c.name AS "name!", r.uris AS "uris!",
+                     r.since AS "since!""#,
+        workspace.uuid(),
+        key.uuid(),
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    let clients = rows.into_iter().map(|row| RestoredClient {
+        id: row.id,
+        name: row.name,
+        secrets: 0,
+        redirect_uris: row.uris,
+        since: row.since,
+    });
+    Ok(clients.collect())
 }
 
 /// Revokes up to `limit` keys among the descendants of a key, the oldest first: a key is revoked

@@ -11,6 +11,7 @@ use crate::model::{
     fields::Fields,
     id::{Id, UserId, WorkspaceId},
     page::{ListPage, PageRequest},
+    principal::Creator,
     scope::Role,
     user::{Member, Membership, User},
 };
@@ -290,12 +291,16 @@ pub async fn set_role(
     workspace: WorkspaceId,
     user: UserId,
     role: Role,
+    by: Creator,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "UPDATE memberships SET role = $3 WHERE workspace_id = $1 AND user_id = $2",
+        "UPDATE memberships SET role = $3, role_set_by_user_id = $4, role_set_by_key_id = $5
+         WHERE workspace_id = $1 AND user_id = $2",
         workspace.uuid(),
         user.uuid(),
         role.as_str(),
+        by.user.map(Id::uuid),
+        by.key.map(Id::uuid),
     )
     .execute(tx.conn())
     .await?;

@@ -10,12 +10,16 @@ use uuid::Uuid;
 
 use super::{AdminTx, Store, StoreError, Tx, context::SignedResource};
 use crate::model::{
-    id::{ApiKeyId, ClientId, Id, UserId, WorkspaceId},
-    oauth::client::{
-        Client, ClientAuthMethod, ClientOrigin, ClientRef, ClientWithSecrets, GrantType,
-        SecretDigest,
+    id::{ClientId, Id, UserId, WorkspaceId},
+    oauth::{
+        client::{
+            Client, ClientAuthMethod, ClientOrigin, ClientRef, ClientWithSecrets, GrantType,
+            SecretDigest,
+        },
+        grant::GrantEndReason,
     },
     page::{ListPage, PageRequest},
+    principal::Creator,
     scope::Scope,
 };
 
@@ -179,15 +183,6 @@ pub async fn store_metadata_document(
     .await?)
 }
 
-/// The credentials that created a workspace client; both are `None` for the operator.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ClientCreator {
-    /// The user, directly or through an API key.
-    pub user: Option<UserId>,
-    /// The API key.
-    pub key: Option<ApiKeyId>,
-}
-
 /// Inserts a workspace client.
 ///
 /// # Errors
@@ -196,7 +191,7 @@ pub async fn insert(
     tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     client: &Client,
-    creator: ClientCreator,
+    creator: Creator,
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "INSERT INTO oauth_clients (id, kind, workspace_id, name, redirect_uris, auth_method,
@@ -256,6 +251,21 @@ pub async fn list_by_creator(
     Ok(ListPage::from_overfetch(rows.into_iter().map(|row| (row.id, row.name)).collect(), limit))
 }
 
+/// A new secret of a workspace client.
+#[derive(Debug)]
+pub struct NewClientSecret {
+    /// The id of its row.
+    pub id: Uuid,
+    /// The digest of the secret.
+    pub digest: SecretDigest,
+    /// Time of creation.
+    pub created_at: OffsetDateTime,
+    /// The public id of the principal that adds it.
+    pub created_by: Option<String>,
+    /// The credentials that add it.
+    pub creator: Creator,
+}
+
 /// Adds a secret to a workspace client. Its other secrets expire at `others_until` at the latest.
 ///
 /// # Errors
@@ -263,9 +273,7 @@ pub async fn list_by_creator(
 pub async fn add_secret(
     tx: &mut AdminTx<'_>,
     client: ClientId,
-    id: Uuid,
-    digest: SecretDigest,
-    now: OffsetDateTime,
+    secret: &NewClientSecret,
     others_until: OffsetDateTime,
 ) -> Result<(), StoreError> {
     sqlx::query!(
@@ -276,16 +284,82 @@ pub async fn add_secret(
     .execute(tx.conn())
     .await?;
     sqlx::query!(
-        "INSERT INTO oauth_client_secrets (id, client_id, digest, created_at)
-         VALUES ($1, $2, $3, $4)",
-        id,
+        "INSERT INTO oauth_client_secrets (id, client_id, digest, created_at, created_by,
+                                           creator_user_id, creator_key_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        secret.id,
         client.uuid(),
-        digest.as_bytes(),
-        now,
+        secret.digest.as_bytes(),
+        secret.created_at,
+        secret.created_by,
+        secret.creator.user.map(Id::uuid),
+        secret.creator.key.map(Id::uuid),
     )
     .execute(tx.conn())
     .await?;
     Ok(())
+}
+
+/// Records the redirect URIs that were added to a workspace client, and forgets those that it does
+/// not have any more. `uris` is the new list, `added` what was not in the old one.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn record_added_uris(
+    tx: &mut AdminTx<'_>,
+    client: ClientId,
+    [uris, added]: [&[String]; 2],
+    now: OffsetDateTime,
+    by: &str,
+    creator: Creator,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "DELETE FROM oauth_added_redirect_uris WHERE client_id = $1 AND uri <> ALL ($2)",
+        client.uuid(),
+        uris,
+    )
+    .execute(tx.conn())
+    .await?;
+    sqlx::query!(
+        "INSERT INTO oauth_added_redirect_uris (client_id, uri, added_at, added_by, creator_user_id,
+                                                creator_key_id)
+         SELECT $1, uri, $3, $4, $5, $6 FROM unnest($2::text[]) AS uri ON CONFLICT DO NOTHING",
+        client.uuid(),
+        added,
+        now,
+        by,
+        creator.user.map(Id::uuid),
+        creator.key.map(Id::uuid),
+    )
+    .execute(tx.conn())
+    .await?;
+    Ok(())
+}
+
+/// Ends the grants of a client of the transaction's workspace that were created since a time, in
+/// all workspaces, and the one of the client for itself. Returns their number for each workspace.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn end_grants_since(
+    tx: &mut AdminTx<'_>,
+    client: ClientId,
+    since: OffsetDateTime,
+    now: OffsetDateTime,
+    reason: GrantEndReason,
+) -> Result<Vec<ExternalGrants>, StoreError> {
+    Ok(sqlx::query_as!(
+        ExternalGrants,
+        r#"SELECT client_id AS "client_id!: ClientId", client_name AS "client_name!",
+                  workspace_id AS "workspace_id!: WorkspaceId", grants AS "grants!"
+           FROM end_oauth_grants_since($1, $2, $3, $4)"#,
+        client.uuid(),
+        since,
+        now,
+        reason.as_str(),
+    )
+    .fetch_all(tx.conn())
+    .await?)
 }
 
 /// Counts the valid secrets of a client of the transaction's workspace.

@@ -481,7 +481,7 @@ async fn membership_requires_invitation_of_own_address() {
         );
         let mut savepoint = tx.begin().await.unwrap();
         savepoint.execute(AssertSqlSafe(sql)).await.unwrap();
-        let accept = sqlx::query_scalar("SELECT accept_invitation($1, now())").bind(id);
+        let accept = sqlx::query_scalar("SELECT accept_invitation($1, NULL, now())").bind(id);
         let is_accepted: bool = accept.fetch_one(&mut *savepoint).await.unwrap();
         assert!(!is_accepted, "{address} {expires_at} {closed_at}");
     }
@@ -511,7 +511,8 @@ async fn invitation_of_other_workspace_is_not_accepted() {
     let ids: Vec<Uuid> =
         sqlx::query_scalar("SELECT id FROM invitations").fetch_all(&mut as_owner).await.unwrap();
     for id in ids {
-        let accept = sqlx::query_scalar("SELECT accept_invitation($1, '2026-06-15')").bind(id);
+        let accept =
+            sqlx::query_scalar("SELECT accept_invitation($1, NULL, '2026-06-15')").bind(id);
         let is_accepted: bool = accept.fetch_one(&mut *tx).await.unwrap();
         assert!(!is_accepted);
     }

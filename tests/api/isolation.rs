@@ -51,6 +51,10 @@ async fn populate(app: &TestApp, person: &TestUser) {
     let fields =
         [("grant_type", "client_credentials"), ("client_id", id), ("client_secret", secret)];
     app.request_token(&fields).await.expect_status(200);
+    let uris = json!({ "redirect_uris": ["https://app.example/cb"] });
+    let path = format!("/v1/oauth/clients/{id}");
+    let patch = app.patch(&path).bearer(&person.access_token).json(uris);
+    patch.send().await.expect_status(200);
     let query = format!("key_id={}", key.id);
     app.wait_for_event(&person.access_token, &query, |_| true).await;
     app.database.wait_until_sealed().await;
@@ -131,11 +135,12 @@ async fn service_role_sees_only_its_workspace() {
         ("wallet_transactions", "workspace_id"),
         ("oauth_clients", "workspace_id"),
         ("oauth_client_secrets", "client_id"),
+        ("oauth_added_redirect_uris", "client_id"),
         ("oauth_grants", "workspace_id"),
     ] {
-        // A client secret belongs to the workspace of its client.
+        // Secrets and redirect URIs belong to the workspace of their client.
         let [acme, widgets] = match table {
-            "oauth_client_secrets" => {
+            "oauth_client_secrets" | "oauth_added_redirect_uris" => {
                 let sql = "SELECT id FROM oauth_clients WHERE workspace_id = $1";
                 let mut as_owner = app.database.connect().await;
                 let mut ids = Vec::new();

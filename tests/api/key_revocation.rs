@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    Key, PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, eventually, link_token,
+    Browser, Key, PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, eventually, link_token,
     oauth::{OAuthClient, OAuthExt},
 };
 
@@ -74,7 +74,18 @@ async fn descendants(app: &TestApp, credential: &str, key: &Key) -> Value {
 }
 
 fn ids(list: &Value) -> Vec<&str> {
-    list.as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect()
+    values(list, "id")
+}
+
+fn values<'a>(list: &'a Value, field: &str) -> Vec<&'a str> {
+    list.as_array().unwrap().iter().map(|item| item[field].as_str().unwrap()).collect()
+}
+
+fn no_descendants() -> Value {
+    json!({
+        "api_keys": [], "oauth_clients": [], "invitations": [], "client_secrets": [],
+        "redirect_uris": [], "members": [], "widened_api_keys": [],
+    })
 }
 
 async fn status(app: &TestApp, credential: &str) -> u16 {
@@ -118,12 +129,12 @@ async fn descendants_are_listed_to_readers_of_the_workspace() {
     assert_eq!(ids(&made["oauth_clients"]), [&*leak.client.id]);
     let invitations = [&leak.child_invitation, &leak.invitation].map(|i| i["id"].as_str().unwrap());
     assert_eq!(ids(&made["invitations"]), invitations);
-    assert_eq!(made.as_object().unwrap().len(), 3, "{made:#}");
+    assert_eq!(made.as_object().unwrap().len(), 7, "{made:#}");
     assert_eq!(made["api_keys"][2]["created_by"], leak.root.id);
     let made = descendants(&app, &reader.secret, &leak.child).await;
     assert_eq!(ids(&made["api_keys"]), [&*leak.grandchild.id]);
     let none = descendants(&app, &reader.secret, &leak.grandchild).await;
-    assert_eq!(none, json!({ "api_keys": [], "oauth_clients": [], "invitations": [] }));
+    assert_eq!(none, no_descendants());
 }
 
 #[tokio::test]
@@ -184,7 +195,225 @@ async fn cascade_revokes_everything_that_the_key_made_on_every_node() {
     app.wait_for_event_count(&dana.access_token, "action=oauth.client_deleted", 1).await;
     app.wait_for_event_count(&dana.access_token, "action=member.invitation_revoked", 2).await;
     let none = descendants(&app, &dana.access_token, &leak.root).await;
-    assert_eq!(none, json!({ "api_keys": [], "oauth_clients": [], "invitations": [] }));
+    assert_eq!(none, no_descendants());
+}
+
+/// The access that credentials of a leaked key gave to what others made.
+struct AddedAccess {
+    root: Key,
+    /// A client of the owner, which acts for itself.
+    robot: OAuthClient,
+    /// The same client with the secret that the key added.
+    stolen: OAuthClient,
+    robot_token: String,
+    stolen_token: String,
+    /// A client of the owner, which users authorize.
+    web: OAuthClient,
+    /// A member whose role a key raised, and one that a key invited.
+    members: [String; 2],
+    /// A key of the owner that was disabled, and one that was restricted.
+    widened: [Key; 2],
+}
+
+const EVIL_URI: &str = "https://evil.example/cb";
+
+async fn token_of(app: &TestApp, client: &OAuthClient) -> String {
+    let body = request_token(app, client).await.expect_status(200);
+    body["access_token"].as_str().unwrap().to_owned()
+}
+
+async fn patch(app: &TestApp, by: &str, path: &str, body: Value) -> Value {
+    app.request_as(by, "PATCH", path).json(body).send().await.expect_status(200)
+}
+
+impl AddedAccess {
+    /// `by_child` says that the key has another key do it, which it made.
+    async fn new(app: &TestApp, sink: &SmtpSink, dana: &TestUser, by_child: bool) -> Self {
+        let owner = &dana.access_token;
+        let robot = create_client(app, owner).await;
+        let robot_token = token_of(app, &robot).await;
+        let web = json!({ "name": "Web", "redirect_uris": ["https://app.example/cb"] });
+        let web = create(app, owner, "/v1/oauth/clients", web).await;
+        let web = OAuthClient::from_registration(&web);
+        let widened = [create_key(app, owner, "off").await, create_key(app, owner, "narrow").await];
+        let [off, narrow] =
+            [0, 1].map(|index: usize| format!("/v1/api-keys/{}", widened[index].id));
+        patch(app, owner, &off, json!({ "disabled": true })).await;
+        patch(app, owner, &narrow, json!({ "allowed_ips": ["203.0.113.0/24"] })).await;
+        let viewer = app.add_member(dana, "viewer").await;
+        let root = create_key(app, owner, "root").await;
+        let child = create_key(app, &root.secret, "child").await;
+        let by = if by_child { &child.secret } else { &root.secret };
+        let secret = format!("/v1/oauth/clients/{}/secret", robot.id);
+        let rotated = create(app, by, &secret, json!({ "overlap_seconds": 2_592_000 })).await;
+        let stolen = OAuthClient {
+            secret: Some(rotated["client_secret"].as_str().unwrap().to_owned()),
+            ..robot.clone()
+        };
+        let stolen_token = token_of(app, &stolen).await;
+        let path = format!("/v1/oauth/clients/{}", web.id);
+        let uris = json!({ "redirect_uris": ["https://app.example/cb", EVIL_URI] });
+        patch(app, by, &path, uris).await;
+        let member = format!("/v1/members/{}", viewer.user_id);
+        patch(app, by, &member, json!({ "role": "admin" })).await;
+        patch(app, by, &off, json!({ "disabled": false })).await;
+        patch(app, by, &narrow, json!({ "allowed_ips": [] })).await;
+        let email = if by_child { "mallory@new.example" } else { "eve@new.example" };
+        invite(app, by, email).await;
+        let eve = accept(app, sink, email).await.expect_status(201);
+        let token = eve["access_token"].as_str().unwrap();
+        let me = app.get("/v1/auth/me").bearer(token).send().await.expect_status(200);
+        let eve = me["user"]["id"].as_str().unwrap().to_owned();
+        let members = [eve, viewer.user_id];
+        Self { root, robot, stolen, robot_token, stolen_token, web, members, widened }
+    }
+
+    /// Checks what descendants, an event and an email name.
+    fn assert_named(&self, lists: &Value, has_client_lists: bool) {
+        let mut members = self.members.each_ref().map(String::as_str);
+        let mut named = values(&lists["members"], if has_client_lists { "user_id" } else { "id" });
+        named.sort_unstable();
+        members.sort_unstable();
+        assert_eq!(named, members, "{lists:#}");
+        let widened = [&*self.widened[1].id, &*self.widened[0].id];
+        assert_eq!(ids(&lists["widened_api_keys"]), widened, "{lists:#}");
+    }
+}
+
+#[tokio::test]
+async fn access_added_to_others_is_named_and_ended_by_cascade() {
+    let (app, sink, mut dana) = app_with_mail().await;
+    let other = app.another_node().await;
+    for by_child in [false, true] {
+        let added = AddedAccess::new(&app, &sink, &dana, by_child).await;
+        let made = descendants(&app, &dana.access_token, &added.root).await;
+        added.assert_named(&made, true);
+        assert_eq!(values(&made["client_secrets"], "client_id"), [&*added.robot.id]);
+        assert_eq!(values(&made["redirect_uris"], "redirect_uri"), [EVIL_URI], "{made:#}");
+        assert_eq!(values(&made["redirect_uris"], "client_id"), [&*added.web.id]);
+        for token in [&added.robot_token, &added.stolen_token] {
+            assert_eq!(status(&other, token).await, 200);
+        }
+        revoke(&app, &dana, &added.root, "?cascade=true").await.expect_status(204);
+        for node in [&other, &app] {
+            // Both secrets got tokens of one grant, which has ended.
+            for token in [&added.robot_token, &added.stolen_token] {
+                assert_eq!(status(node, token).await, 401);
+            }
+            assert_eq!(request_token(node, &added.stolen).await.status, 401);
+        }
+        // The secret of the owner is the current one again, also after the overlap.
+        app.clock.advance(Duration::from_hours(31 * 24));
+        dana = app.sign_in_again(&dana).await;
+        request_token(&app, &added.robot).await.expect_status(200);
+        let path = format!("/v1/oauth/clients/{}", added.web.id);
+        let web = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+        assert_eq!(web["redirect_uris"], json!(["https://app.example/cb"]));
+        let made = descendants(&app, &dana.access_token, &added.root).await;
+        added.assert_named(&made, true);
+        for list in ["client_secrets", "redirect_uris"] {
+            assert_eq!(made[list], json!([]), "{list}");
+        }
+        let events = app
+            .wait_for_event(&dana.access_token, "action=api_key.revoked", |event| {
+                event["target"]["id"] == added.root.id.as_str()
+            })
+            .await;
+        let event = events.iter().find(|event| event["target"]["id"] == added.root.id.as_str());
+        added.assert_named(&event.unwrap()["metadata"], false);
+        for (action, target) in [
+            ("oauth.client_secret_revoked", &added.robot.id),
+            ("oauth.client_updated", &added.web.id),
+        ] {
+            let query = format!("action={action}");
+            app.wait_for_event(&dana.access_token, &query, |event| {
+                event["target"]["id"] == target.as_str()
+                    && event["metadata"]["api_key_id"] == added.root.id.as_str()
+            })
+            .await;
+        }
+    }
+    let email = sink.wait_for_email(&dana.email, "API key was revoked").await;
+    let text = email["text"].as_str().unwrap();
+    assert!(["eve@new.example", "off", "narrow"].iter().all(|name| text.contains(name)), "{text}");
+}
+
+#[tokio::test]
+async fn plain_revocation_names_access_added_to_others() {
+    let (app, sink, dana) = app_with_mail().await;
+    let added = AddedAccess::new(&app, &sink, &dana, false).await;
+    revoke(&app, &dana, &added.root, "").await.expect_status(204);
+    request_token(&app, &added.stolen).await.expect_status(200);
+    let event = app.wait_for_event_count(&dana.access_token, "action=api_key.revoked", 1).await;
+    let details = &event[0]["metadata"];
+    added.assert_named(details, false);
+    assert_eq!(ids(&details["client_secrets"]), [&*added.robot.id]);
+    assert_eq!(ids(&details["redirect_uris"]), [&*added.web.id]);
+    let email = sink.wait_for_email(&dana.email, "API key was revoked").await;
+    let text = email["text"].as_str().unwrap();
+    for part in [
+        "added secrets to these OAuth clients, which still work: Robot",
+        "added redirect URIs to these OAuth clients: Web",
+        "enabled these API keys, or allowed them further networks: narrow, off",
+        "eve@new.example",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // A later cascade ends it.
+    revoke(&app, &dana, &added.root, "?cascade=true").await.expect_status(204);
+    assert_eq!(request_token(&app, &added.stolen).await.status, 401);
+}
+
+/// What users authorized since a key added its redirect URI ends with it, in all workspaces; what
+/// they authorized before stays.
+#[tokio::test]
+async fn cascade_ends_grants_since_the_redirect_uri_was_added() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let lee = app.register("lee").await;
+    let body = json!({
+        "name": "Web", "redirect_uris": ["https://app.example/cb"],
+        "grant_types": ["authorization_code", "refresh_token"],
+        "token_endpoint_auth_method": "client_secret_post",
+    });
+    let web = create(&app, &dana.access_token, "/v1/oauth/clients", body).await;
+    let web = OAuthClient::from_registration(&web);
+    let mut browser = Browser::signed_in(&app, &lee.email).await;
+    let before = app.obtain_tokens(&mut browser, &web, &[]).await;
+    let root = create_key(&app, &dana.access_token, "root").await;
+    let path = format!("/v1/oauth/clients/{}", web.id);
+    let uris = json!({ "redirect_uris": ["https://app.example/cb", EVIL_URI] });
+    patch(&app, &root.secret, &path, uris).await;
+    let evil = OAuthClient { redirect_uri: EVIL_URI.to_owned(), ..web.clone() };
+    let since = app.obtain_tokens(&mut browser, &evil, &[]).await;
+    revoke(&app, &dana, &root, "?cascade=true").await.expect_status(204);
+    for (tokens, expected) in [(&before, 200), (&since, 401)] {
+        assert_eq!(status(&app, tokens["access_token"].as_str().unwrap()).await, expected);
+    }
+    let page = browser.get(&evil.authorization_url(&[])).await;
+    assert_eq!(page.status, 400, "{page:#?}");
+    let events = app.wait_for_event_count(&lee.access_token, "action=oauth.grant_ended", 1).await;
+    assert_eq!(events[0]["metadata"]["reason"], "api_key_revoked");
+}
+
+/// With `if_quiet`, a client of another creator that a cascade would cut off counts too.
+#[tokio::test]
+async fn cascade_if_quiet_spares_clients_with_an_added_secret() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let robot = create_client(&app, &dana.access_token).await;
+    let root = create_key(&app, &dana.access_token, "root").await;
+    let path = format!("/v1/oauth/clients/{}/secret", robot.id);
+    create(&app, &root.secret, &path, json!({})).await;
+    let token = token_of(&app, &robot).await;
+    app.clock.advance(Duration::from_mins(16));
+    let dana = app.sign_in_again(&dana).await;
+    eventually("the client is the only obstacle", async || {
+        let refused = revoke(&app, &dana, &root, "?cascade=true&if_quiet=true").await;
+        refused.assert_error(409, "key_in_use");
+        let reason = refused.body["rotation"]["reason"].as_str().unwrap().to_owned();
+        reason.contains("OAuth client").then_some(())
+    })
+    .await;
+    assert_eq!(status(&app, &token).await, 200);
 }
 
 /// A cascade that was cut off, or that comes later, continues.
@@ -299,15 +528,45 @@ async fn removed_member_leaves_named_keys_and_clients() {
     let key = create_key(&app, &sam.access_token, "sams-key").await;
     let client = create_client(&app, &sam.access_token).await;
     let by_key = create_client(&app, &key.secret).await;
+    let robot = create_client(&app, &dana.access_token).await;
+    let off = create_key(&app, &dana.access_token, "off").await;
+    patch(
+        &app,
+        &dana.access_token,
+        &format!("/v1/api-keys/{}", off.id),
+        json!({ "disabled": true }),
+    )
+    .await;
+    let [viewer, other] =
+        [app.add_member(&dana, "viewer").await, app.add_member(&dana, "viewer").await];
+    // By the member, and by the member's key.
+    let secret = format!("/v1/oauth/clients/{}/secret", robot.id);
+    create(&app, &sam.access_token, &secret, json!({})).await;
+    let uris = json!({ "redirect_uris": [EVIL_URI] });
+    patch(&app, &key.secret, &format!("/v1/oauth/clients/{}", robot.id), uris).await;
+    let enabled = json!({ "disabled": false });
+    patch(&app, &key.secret, &format!("/v1/api-keys/{}", off.id), enabled).await;
+    for (user, role) in [(&viewer, "admin"), (&other, "member")] {
+        let path = format!("/v1/members/{}", user.user_id);
+        patch(&app, &sam.access_token, &path, json!({ "role": role })).await;
+    }
     let path = format!("/v1/members/{}", sam.user_id);
     app.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
     let events = app.wait_for_event_count(&dana.access_token, "action=member.removed", 1).await;
     let details = &events[0]["metadata"];
     assert_eq!(ids(&details["api_keys"]), [&*key.id], "{details:#}");
     assert_eq!(ids(&details["oauth_clients"]), [&*by_key.id, &*client.id]);
+    for list in ["client_secrets", "redirect_uris"] {
+        assert_eq!(ids(&details[list]), [&*robot.id], "{details:#}");
+    }
+    assert_eq!(ids(&details["widened_api_keys"]), [&*off.id]);
+    assert_eq!(ids(&details["members"]), [&*viewer.user_id]);
     let email = sink.wait_for_email(&dana.email, "member was removed").await;
     let text = email["text"].as_str().unwrap();
-    assert!(text.contains("sams-key") && text.contains("Robot"), "{text}");
+    for part in ["sams-key", "Robot", "added secrets", "added redirect URIs", "networks: off"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(text.contains(&viewer.email) && !text.contains(&other.email), "{text}");
 }
 
 #[tokio::test]

@@ -282,10 +282,11 @@ fn used_paths_are_read_with_groups_and_parents() {
 }
 
 /// The tables of what administrators manage.
-const ADMIN_TABLES: [&str; 6] = [
+const ADMIN_TABLES: [&str; 7] = [
     "api_keys",
     "invitations",
     "memberships",
+    "oauth_added_redirect_uris",
     "oauth_client_secrets",
     "oauth_clients",
     "workspaces",

@@ -31,7 +31,7 @@ use crate::{
         id::{ApiKeyId, Id as _, WorkspaceId},
         mail::EmailKind,
         page::{ListPage, MAX_LIMIT, PageRequest},
-        principal::Caller,
+        principal::{Caller, Creator},
         scope::Scope,
         text,
         workspace::Workspace,
@@ -377,6 +377,7 @@ impl ApiKeys {
             allowed_ips: params.allowed_ips.as_deref().map(check_networks).transpose()?,
             rate_limit_per_minute: params.rate_limit_per_minute,
             disabled_at: None,
+            widened_by: None,
         };
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin(workspace, None).await?;
@@ -389,9 +390,12 @@ impl ApiKeys {
         self.check_rate_limit(&mut admin, workspace, limit).await?;
         let before = store::api_keys::get(&mut admin, workspace, id).await?;
         let before = before.ok_or(AuthError::NotFound("API key"))?;
-        if before.is_widened_by(&change, params.disabled) {
+        let widens = before.is_widened_by(&change, params.disabled);
+        if widens {
             require_first_party(&caller.principal)?;
         }
+        let change =
+            ApiKeyChange { widened_by: widens.then(|| caller.principal.creator()), ..change };
         let event = |action| audit::event(&self.context.env, caller, action, 200);
         let (key, audited) =
             self.apply(&mut admin, workspace, before, change, params.disabled, event).await?;
@@ -427,7 +431,10 @@ impl ApiKeys {
             |action| NewEvent::new(self.context.env.new_id(), workspace, action, Actor::system());
         let before = store::api_keys::get(&mut admin, workspace, id).await?;
         let before = before.ok_or(AuthError::NotFound("API key"))?;
-        let change = ApiKeyChange::default();
+        let change = ApiKeyChange {
+            widened_by: (!disabled).then(Creator::default),
+            ..ApiKeyChange::default()
+        };
         let (key, audited) =
             self.apply(&mut admin, workspace, before, change, Some(disabled), event).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;

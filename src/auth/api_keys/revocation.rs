@@ -4,6 +4,11 @@
 //! invitations close when it is revoked. All others stay valid, and the audit event and an email to
 //! the owners name them, unless the revocation cascades.
 //!
+//! It may also have given access to what others made. A cascade ends the secrets and the redirect
+//! URIs that it added to OAuth clients, with what these clients were granted since. Members that it
+//! invited or whose role it set, and keys that it enabled or widened, are named in every case: only
+//! an administrator knows which of them are right.
+//!
 //! Every revocation locks the workspace first, as the creation of a credential does, so a key
 //! creates nothing while it is being revoked.
 
@@ -13,17 +18,21 @@ use serde_json::{Value, json};
 
 use super::ApiKeys;
 use crate::{
-    auth::{AuthError, members::ids_and_names},
+    auth::{
+        AuthError,
+        members::{ids_and_names, name_added_access},
+    },
     cache_invalidation::AuditWatermark as _,
     model::{
         api_key::{ApiKey, ApiKeySecret, KeyStatus},
         audit::{Action, Actor, KEY_HOLDER_NAME, NewEvent, RequestInfo},
         id::{ApiKeyId, WorkspaceId},
-        key_descendants::KeyDescendants,
+        key_descendants::{AccessSource, KeyDescendants},
         mail::{EmailKind, RemainingAccess},
+        oauth::grant::GrantEndReason,
         principal::Caller,
     },
-    store::{self, AdminTx, Audited, Tx},
+    store::{self, AdminTx, Audited, Tx, key_descendants::RestoredClient},
 };
 
 /// Maximum number of descendants of each kind that an event and an email name.
@@ -57,7 +66,7 @@ pub struct RevokeKeyOptions {
     /// The condition on which the key is revoked.
     pub condition: QuietCondition,
     /// Also revoke the keys, OAuth clients and open invitations that the key made, and those that
-    /// these keys made.
+    /// these keys made. End the secrets and redirect URIs that they added to OAuth clients.
     pub cascade: bool,
 }
 
@@ -292,7 +301,7 @@ impl ApiKeys {
             return Ok(audited);
         }
         let (remaining, mut details) = if cascade {
-            (RemainingAccess::default(), json!({ "cascade": true }))
+            self.access_after_cascade(tx, workspace, id).await?
         } else {
             self.remaining_access(tx, workspace, id).await?
         };
@@ -329,27 +338,48 @@ impl ApiKeys {
             return Ok((RemainingAccess::default(), json!({})));
         }
         let has_more = descendants.has_more();
-        let KeyDescendants { api_keys, oauth_clients, invitations } = descendants;
+        let KeyDescendants { api_keys, oauth_clients, invitations, added } = descendants;
         let keys: Vec<_> = api_keys.items.into_iter().map(|key| (key.id, key.name)).collect();
         let clients = oauth_clients.items.into_iter().map(|client| (client.id, client.name));
         let clients: Vec<_> = clients.collect();
         let invitations = invitations.items.into_iter().map(|open| (open.id, open.email));
-        let details = json!({
+        let mut details = json!({
             "api_keys": ids_and_names(&keys),
             "oauth_clients": ids_and_names(&clients),
             "invitations": ids_and_names(&invitations.collect::<Vec<_>>()),
             "has_more": has_more,
         });
-        let remaining = RemainingAccess {
+        let mut remaining = RemainingAccess {
             api_keys: keys.into_iter().map(|(_, name)| name).collect(),
             oauth_clients: clients.into_iter().map(|(_, name)| name).collect(),
             has_more,
+            ..RemainingAccess::default()
         };
+        name_added_access(&added, &mut details, &mut remaining);
         Ok((remaining, details))
     }
 
-    /// Revokes a batch of the keys that a revoked key made, and deletes a batch of the OAuth
-    /// clients.
+    /// Returns the access that a cascade leaves behind, as [`Self::remaining_access`].
+    async fn access_after_cascade(
+        &self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        id: ApiKeyId,
+    ) -> Result<(RemainingAccess, Value), AuthError> {
+        let (source, now) = (AccessSource::Key(id), self.context.env.clock.now());
+        let added =
+            store::key_descendants::list_added_access(tx, workspace, source, now, MAX_NAMED)
+                .await?
+                .without_clients();
+        let mut details = json!({ "cascade": true });
+        let mut remaining =
+            RemainingAccess { has_more: added.has_more(), ..RemainingAccess::default() };
+        name_added_access(&added, &mut details, &mut remaining);
+        Ok((remaining, details))
+    }
+
+    /// Revokes a batch of the keys that a revoked key made, deletes a batch of the OAuth clients,
+    /// and ends what these keys added to others.
     async fn revoke_descendants(
         &self,
         tx: &mut AdminTx<'_>,
@@ -376,9 +406,44 @@ impl ApiKeys {
             let event = event.with_target(client.id, client.name);
             audited = Some(store::audit::insert(tx, workspace, &event).await?);
             let request = revoker.request().map(|request| &**request);
-            self.context.audit_deleted_clients(tx, workspace, request, grants).await?;
+            let reason = GrantEndReason::ClientDeleted;
+            self.context.audit_ended_grants(tx, workspace, request, reason, grants).await?;
+        }
+        if let Some(restored) = self.restore_clients(tx, revoker, workspace, id).await? {
+            audited = Some(restored);
         }
         Ok(Batch { audited, has_more: has_more_keys || clients.has_more })
+    }
+
+    /// Ends the secrets and the redirect URIs that a key and its descendants added to OAuth clients
+    /// of others. Whoever has one may have got access with it, so what a client was granted since
+    /// ends too. Returns `None` if there are none.
+    async fn restore_clients(
+        &self,
+        tx: &mut AdminTx<'_>,
+        revoker: &Revoker<'_>,
+        workspace: WorkspaceId,
+        id: ApiKeyId,
+    ) -> Result<Option<Audited>, AuthError> {
+        let (now, reason) = (self.context.env.clock.now(), GrantEndReason::ApiKeyRevoked);
+        let mut clients = store::key_descendants::end_added_secrets(tx, workspace, id, now).await?;
+        clients.extend(store::key_descendants::remove_added_uris(tx, workspace, id).await?);
+        let mut audited = None;
+        for RestoredClient { id: client, name, secrets, redirect_uris, since } in clients {
+            let (action, details) = if secrets > 0 {
+                (Action::ClientSecretRevoked, json!({ "secrets": secrets }))
+            } else {
+                (Action::ClientUpdated, json!({ "removed_redirect_uris": redirect_uris }))
+            };
+            let event = self.revocation_event_with(revoker, workspace, action, id, details);
+            let event = event.with_target(client, name);
+            audited = Some(store::audit::insert(tx, workspace, &event).await?);
+            let grants =
+                store::oauth_clients::end_grants_since(tx, client, since, now, reason).await?;
+            let request = revoker.request().map(|request| &**request);
+            self.context.audit_ended_grants(tx, workspace, request, reason, grants).await?;
+        }
+        Ok(audited)
     }
 
     fn event(&self, revoker: &Revoker<'_>, workspace: WorkspaceId, action: Action) -> NewEvent {
@@ -398,8 +463,21 @@ impl ApiKeys {
         action: Action,
         cause: ApiKeyId,
     ) -> NewEvent {
-        self.event(revoker, workspace, action)
-            .with_metadata(json!({ "reason": "api_key_revoked", "api_key_id": cause }))
+        self.revocation_event_with(revoker, workspace, action, cause, json!({}))
+    }
+
+    /// As [`Self::revocation_event`], with further metadata.
+    fn revocation_event_with(
+        &self,
+        revoker: &Revoker<'_>,
+        workspace: WorkspaceId,
+        action: Action,
+        cause: ApiKeyId,
+        mut details: Value,
+    ) -> NewEvent {
+        details["reason"] = json!("api_key_revoked");
+        details["api_key_id"] = json!(cause);
+        self.event(revoker, workspace, action).with_metadata(details)
     }
 
     /// Requires that a key is safe to revoke. With `includes_descendants`, the same applies to the
@@ -427,8 +505,8 @@ impl ApiKeys {
             let report = report.blocked(format!("it has made more than {MAX_CHECKED} keys"));
             return Err(AuthError::KeyInUse(Box::new(report)));
         }
-        if store::key_descendants::has_active_client(tx, workspace, id).await? {
-            let report = report.blocked("an OAuth client that it made has access");
+        if store::key_descendants::has_active_client(tx, workspace, id, now).await? {
+            let report = report.blocked("an OAuth client that it made or changed has access");
             return Err(AuthError::KeyInUse(Box::new(report)));
         }
         for key in made.api_keys.items {

@@ -244,7 +244,7 @@ impl<'a> Seed<'a> {
                 expires_at: user.created_at + Duration::days(7),
             };
             store::invitations::insert(tx, workspace, &invitation, &email, None).await?;
-            store::invitations::accept(tx, invitation.id, user.created_at).await?;
+            store::invitations::accept(tx, &invitation, user.created_at).await?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{ApiResult, api_keys::ApiKeyBody, invitations::InvitationBody};
+use super::{ApiResult, api_keys::ApiKeyBody, invitations::InvitationBody, members::MemberBody};
 use crate::{
     auth::api_keys::revocation::{QuietCondition, RevokeKeyOptions},
     http::{
@@ -18,7 +18,10 @@ use crate::{
     model::{
         api_key::KeyStatus,
         id::{ApiKeyId, ClientId},
-        key_descendants::{DescendantClient, DescendantKey, KeyDescendants},
+        key_descendants::{
+            AddedAccess, AddedRedirectUri, AddedSecret, DescendantClient, DescendantKey,
+            KeyDescendants,
+        },
         scope::Scope,
     },
 };
@@ -31,7 +34,9 @@ use crate::{
 ///
 /// What the key made stays valid: the event `api_key.revoked` and an email to the owners name it.
 /// With `cascade=true`, the keys, OAuth clients (with their grants and tokens) and open invitations
-/// that the key made are revoked too, and what these keys made.
+/// that the key made are revoked too, and what these keys made. The secrets and redirect URIs that
+/// they added to other OAuth clients end too, with the grants that these clients got since. Members
+/// that they invited or whose role they set, and keys that they enabled or widened, are named.
 ///
 /// With `if_quiet=true`, the key is revoked only if no client has used it recently; otherwise the
 /// response is 409 with the details in `rotation`. With both, every key that would be revoked must
@@ -102,7 +107,7 @@ pub async fn revoke_by_holder(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A key that another key made.
+/// A key that another key made or widened.
 #[derive(Serialize, ToSchema)]
 pub struct DescendantKeyBody {
     id: ApiKeyId,
@@ -112,7 +117,7 @@ pub struct DescendantKeyBody {
     status: KeyStatus,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     created_at: OffsetDateTime,
-    /// The id of the key that created it.
+    /// The id of the user or key that created it.
     #[schema(required = true, example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     created_by: Option<String>,
 }
@@ -147,8 +152,50 @@ impl From<DescendantClient> for DescendantClientBody {
     }
 }
 
-/// The descendants of a key: what it made and still gives access. At most 1,000 of each kind,
-/// newest first.
+/// A secret that a key added to an OAuth client of another creator.
+#[derive(Serialize, ToSchema)]
+pub struct AddedSecretBody {
+    client_id: ClientId,
+    #[schema(example = "Booking integration")]
+    client_name: String,
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
+    created_at: OffsetDateTime,
+    /// The id of the key that added it.
+    #[schema(required = true, example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
+    created_by: Option<String>,
+}
+
+impl From<AddedSecret> for AddedSecretBody {
+    fn from(secret: AddedSecret) -> Self {
+        let AddedSecret { client_id, client_name, created_at, created_by } = secret;
+        Self { client_id, client_name, created_at, created_by }
+    }
+}
+
+/// A redirect URI that a key added to an OAuth client of another creator.
+#[derive(Serialize, ToSchema)]
+pub struct AddedRedirectUriBody {
+    client_id: ClientId,
+    #[schema(example = "Booking integration")]
+    client_name: String,
+    #[schema(example = "https://booking.example/oauth/callback")]
+    redirect_uri: String,
+    #[serde(serialize_with = "crate::model::timestamp::serialize")]
+    added_at: OffsetDateTime,
+    /// The id of the key that added it.
+    #[schema(example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
+    added_by: String,
+}
+
+impl From<AddedRedirectUri> for AddedRedirectUriBody {
+    fn from(added: AddedRedirectUri) -> Self {
+        let AddedRedirectUri { client_id, client_name, uri, added_at, added_by } = added;
+        Self { client_id, client_name, redirect_uri: uri, added_at, added_by }
+    }
+}
+
+/// The descendants of a key: what it made and still gives access, and the access that it gave to
+/// what others made. At most 1,000 of each kind, newest first.
 #[derive(Serialize, ToSchema)]
 pub struct DescendantsBody {
     /// Keys that are not revoked, also as successors of other keys.
@@ -156,6 +203,15 @@ pub struct DescendantsBody {
     oauth_clients: Vec<DescendantClientBody>,
     /// Open invitations.
     invitations: Vec<InvitationBody>,
+    /// Valid secrets that it added to OAuth clients of others. `cascade=true` ends them.
+    client_secrets: Vec<AddedSecretBody>,
+    /// Redirect URIs that it added to OAuth clients of others. `cascade=true` removes them.
+    redirect_uris: Vec<AddedRedirectUriBody>,
+    /// Members that it invited, or whose role it set. They stay, also with `cascade=true`.
+    members: Vec<MemberBody>,
+    /// Keys of others that it enabled, or whose allowed networks it widened. They stay, also with
+    /// `cascade=true`.
+    widened_api_keys: Vec<DescendantKeyBody>,
     /// True if a list is incomplete; absent otherwise.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     has_more: bool,
@@ -164,11 +220,16 @@ pub struct DescendantsBody {
 impl From<KeyDescendants> for DescendantsBody {
     fn from(descendants: KeyDescendants) -> Self {
         let has_more = descendants.has_more();
-        let KeyDescendants { api_keys, oauth_clients, invitations } = descendants;
+        let KeyDescendants { api_keys, oauth_clients, invitations, added } = descendants;
+        let AddedAccess { client_secrets, redirect_uris, members, widened_keys } = added;
         Self {
             api_keys: api_keys.items.into_iter().map(Into::into).collect(),
             oauth_clients: oauth_clients.items.into_iter().map(Into::into).collect(),
             invitations: invitations.items.into_iter().map(Into::into).collect(),
+            client_secrets: client_secrets.items.into_iter().map(Into::into).collect(),
+            redirect_uris: redirect_uris.items.into_iter().map(Into::into).collect(),
+            members: members.items.into_iter().map(Into::into).collect(),
+            widened_api_keys: widened_keys.items.into_iter().map(Into::into).collect(),
             has_more,
         }
     }
@@ -177,7 +238,8 @@ impl From<KeyDescendants> for DescendantsBody {
 /// List what an API key made
 ///
 /// The keys, OAuth clients and open invitations that the key made, directly or through keys that it
-/// made, also if these are revoked. `DELETE /v1/api-keys/{id}?cascade=true` revokes them.
+/// made, also if these are revoked, and the access that these keys gave to what others made.
+/// `DELETE /v1/api-keys/{id}?cascade=true` ends it, except that of members and of widened keys.
 #[utoipa::path(get, path = "/v1/api-keys/{id}/descendants", tag = "API keys",
     params(("id" = ApiKeyId, Path)),
     responses((status = 200, body = DescendantsBody), (status = 404)))]

@@ -242,6 +242,7 @@ fn action_verb(action: &str) -> &'static str {
         Action::ClientCreated => "created the app",
         Action::ClientUpdated => "changed the app",
         Action::ClientSecretRotated => "rotated the secret of the app",
+        Action::ClientSecretRevoked => "ended secrets of the app",
         Action::ClientDeleted => "deleted the app",
         Action::GrantCreated => "authorized the app",
         Action::GrantDenied => "denied access to the app",

@@ -129,6 +129,8 @@ actions! {
     ClientUpdated = "oauth.client_updated";
     /// An OAuth client's secret was rotated.
     ClientSecretRotated = "oauth.client_secret_rotated";
+    /// Secrets of an OAuth client ended, because the API key that added them was revoked.
+    ClientSecretRevoked = "oauth.client_secret_revoked";
     /// An OAuth client was deleted together with its grants.
     ClientDeleted = "oauth.client_deleted";
     /// A user authorized an OAuth client.

@@ -211,6 +211,8 @@ pub enum GrantEndReason {
     PasswordReset,
     /// The client was deleted.
     ClientDeleted,
+    /// An API key that had added a secret or a redirect URI to the client was revoked.
+    ApiKeyRevoked,
     /// The user is no longer a member of the workspace.
     MembershipRemoved,
     /// The user has too many grants of the same client; this was an old one.
@@ -229,6 +231,7 @@ impl GrantEndReason {
             Self::EmailReclaimed => "email_reclaimed",
             Self::PasswordReset => "password_reset",
             Self::ClientDeleted => "client_deleted",
+            Self::ApiKeyRevoked => "api_key_revoked",
             Self::MembershipRemoved => "membership_removed",
             Self::Superseded => "superseded",
         }

@@ -22,14 +22,15 @@ use crate::{
         mail::EmailKind,
         oauth::{
             client::{Client, ClientAuthMethod, ClientOrigin, ClientSecret, GrantType},
+            grant::GrantEndReason,
             resource::ProtectedResources,
         },
         page::{ListPage, PageRequest},
-        principal::Caller,
+        principal::{Caller, Creator},
         scope::Scope,
         text,
     },
-    store::{self, AdminTx, Audited, Tx, oauth_clients::ClientCreator},
+    store::{self, AdminTx, Audited, Tx, oauth_clients::NewClientSecret},
 };
 
 /// Maximum number of clients of a workspace.
@@ -132,9 +133,7 @@ impl WorkspaceClients {
             };
             self.context.email_owners(tx, workspace, subject).await?;
         }
-        let creator =
-            ClientCreator { user: caller.principal.user_id(), key: caller.principal.api_key() };
-        self.insert(tx, workspace, client, creator, event).await
+        self.insert(tx, workspace, client, caller.principal.creator(), event).await
     }
 
     /// Creates a client on behalf of the operator. With a `resource`, the client is that protected
@@ -168,7 +167,7 @@ impl WorkspaceClients {
         known.ok_or(AuthError::NotFound("workspace"))?;
         let id = self.context.env.new_id();
         let event = NewEvent::new(id, workspace, Action::ClientCreated, Actor::system());
-        let creator = ClientCreator::default();
+        let creator = Creator::default();
         let mut admin = AdminTx::exempt(&mut tx, "the operator creates a client");
         let (registered, audited) =
             self.insert(&mut admin, workspace, client, creator, event).await?;
@@ -224,14 +223,14 @@ impl WorkspaceClients {
         tx: &mut AdminTx<'_>,
         workspace: WorkspaceId,
         client: Client,
-        creator: ClientCreator,
+        creator: Creator,
         event: NewEvent,
     ) -> Result<(RegisteredClient, Audited), AuthError> {
         store::oauth_clients::insert(tx, workspace, &client, creator).await?;
         let secret = client.is_confidential().then(|| self.new_secret());
         if let Some(secret) = &secret {
-            let (id, now) = (self.context.env.new_uuid(), self.context.env.clock.now());
-            store::oauth_clients::add_secret(tx, client.id, id, secret.digest(), now, now).await?;
+            let new = self.build_secret(secret, client.created_by.clone(), creator);
+            store::oauth_clients::add_secret(tx, client.id, &new, new.created_at).await?;
         }
         let event = event
             .with_target(client.id, client.name.clone())
@@ -244,6 +243,16 @@ impl WorkspaceClients {
 
     fn new_secret(&self) -> ClientSecret {
         ClientSecret::new(self.context.env.entropy.bytes())
+    }
+
+    fn build_secret(
+        &self,
+        secret: &ClientSecret,
+        created_by: Option<String>,
+        creator: Creator,
+    ) -> NewClientSecret {
+        let (id, created_at) = (self.context.env.new_uuid(), self.context.env.clock.now());
+        NewClientSecret { id, digest: secret.digest(), created_at, created_by, creator }
     }
 
     /// Lists the clients of the caller's workspace, with their total number.
@@ -314,6 +323,14 @@ impl WorkspaceClients {
             self.check_uris(uris, &known.grant_types)?;
         }
         store::oauth_clients::update(&mut admin, workspace, id, name.as_deref(), uris).await?;
+        if let Some(uris) = uris {
+            let is_new = |uri: &&String| !known.redirect_uris.contains(uri);
+            let added: Vec<_> = uris.iter().filter(is_new).cloned().collect();
+            let (now, by) = (self.context.env.clock.now(), caller.principal.subject());
+            let (lists, creator) = ([uris, &added], caller.principal.creator());
+            store::oauth_clients::record_added_uris(&mut admin, id, lists, now, &by, creator)
+                .await?;
+        }
         let client =
             store::oauth_clients::get(&mut admin, workspace, id).await?.ok_or(NOT_FOUND)?;
         let event = audit::event(&self.context.env, caller, Action::ClientUpdated, 200)
@@ -353,10 +370,10 @@ impl WorkspaceClients {
         if !client.is_confidential() {
             return Err(AuthError::Conflict("this is a public client: it has no secret"));
         }
-        let (secret, now) = (self.new_secret(), self.context.env.clock.now());
-        let until = now + overlap.min(MAX_SECRET_OVERLAP);
-        let key = self.context.env.new_uuid();
-        store::oauth_clients::add_secret(tx, id, key, secret.digest(), now, until).await?;
+        let (secret, principal) = (self.new_secret(), &caller.principal);
+        let new = self.build_secret(&secret, Some(principal.subject()), principal.creator());
+        let (now, until) = (new.created_at, new.created_at + overlap.min(MAX_SECRET_OVERLAP));
+        store::oauth_clients::add_secret(tx, id, &new, until).await?;
         if store::oauth_clients::count_secrets(tx, id, now).await? > MAX_SECRETS {
             return Err(AuthError::Conflict(
                 "the client already has ten valid secrets: wait until some expire, or set \
@@ -394,7 +411,8 @@ impl WorkspaceClients {
             .with_target(id, client.name);
         let audited = store::audit::insert(&mut tx, workspace, &event).await?;
         let request = Some(&*caller.request);
-        self.context.audit_deleted_clients(&mut tx, workspace, request, abroad).await?;
+        let reason = GrantEndReason::ClientDeleted;
+        self.context.audit_ended_grants(&mut tx, workspace, request, reason, abroad).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }

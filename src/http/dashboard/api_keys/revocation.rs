@@ -24,7 +24,7 @@ use crate::{
     model::{
         api_key::{ApiKey, KeyStatus},
         id::ApiKeyId,
-        key_descendants::KeyDescendants,
+        key_descendants::{AddedAccess, KeyDescendants},
         principal::Caller,
         rotation::RotationReport,
         scope::Scope,
@@ -60,11 +60,20 @@ impl RevokePage<'_> {
 
     /// Returns the number of descendants beyond the 20 of each kind that the page lists.
     fn unlisted_descendants(&self) -> usize {
-        let KeyDescendants { api_keys, oauth_clients, invitations } = &self.descendants;
-        [api_keys.items.len(), oauth_clients.items.len(), invitations.items.len()]
-            .map(|count| count.saturating_sub(MAX_LISTED))
-            .iter()
-            .sum()
+        let KeyDescendants { api_keys, oauth_clients, invitations, added } = &self.descendants;
+        let AddedAccess { client_secrets, redirect_uris, members, widened_keys } = added;
+        [
+            api_keys.items.len(),
+            oauth_clients.items.len(),
+            invitations.items.len(),
+            client_secrets.items.len(),
+            redirect_uris.items.len(),
+            members.items.len(),
+            widened_keys.items.len(),
+        ]
+        .map(|count| count.saturating_sub(MAX_LISTED))
+        .iter()
+        .sum()
     }
 
     fn relative_time(&self, moment: &OffsetDateTime) -> RelativeTime {
