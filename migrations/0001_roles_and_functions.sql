@@ -152,13 +152,14 @@ CREATE FUNCTION add_context_key(p_id bytea, p_inner_block bytea, p_outer_block b
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        IF NOT EXISTS (
-            SELECT FROM context_keys k
-            WHERE k.id = p_known_id
-              AND sha256(hmac_sha256(k.inner_block, k.outer_block,
-                                     p_id || p_inner_block || p_outer_block))
-                  = sha256(p_mac))
-        THEN
+        -- Locked, so that a key which is being removed adds no other.
+        PERFORM FROM context_keys k
+        WHERE k.id = p_known_id
+          AND sha256(hmac_sha256(k.inner_block, k.outer_block,
+                                 p_id || p_inner_block || p_outer_block))
+              = sha256(p_mac)
+        FOR KEY SHARE;
+        IF NOT FOUND THEN
             RAISE EXCEPTION 'the MAC of the key is wrong' USING ERRCODE = 'insufficient_privilege';
         END IF;
         INSERT INTO context_keys (id, inner_block, outer_block)

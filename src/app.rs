@@ -37,7 +37,7 @@ use crate::{
     auth::{
         Auth,
         credential_caches::CredentialCaches,
-        master_key::MasterKeys,
+        master_key::{DiscardedKeys, MasterKeys},
         reencryption::{self, ReencryptionReport},
     },
     cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask, ObservedLeases},
@@ -84,6 +84,7 @@ pub struct Application {
     background: TaskGroup,
     writer: AuditWriterTask,
     node: NodeTask,
+    discarded_keys: DiscardedKeys,
     failure: CriticalFailure,
 }
 
@@ -126,6 +127,7 @@ impl Application {
         let limits = Limits::new(settings.rate_limit, settings.redis.as_ref(), &env)?;
         let auth = Auth::new(
             &settings,
+            &master_keys,
             store.clone(),
             env.clone(),
             audit.clone(),
@@ -181,7 +183,18 @@ impl Application {
         let mut node = Node::start(deps, &failure);
         // Without a lease the node answers 503 to every credential.
         node.wait_until_joined(settings.cache.lease_duration).await;
-        Ok(Self { app, service, settings, store, background, writer, node, failure })
+        let discarded_keys = DiscardedKeys::new(store.clone(), &master_keys)?;
+        Ok(Self {
+            app,
+            service,
+            settings,
+            store,
+            background,
+            writer,
+            node,
+            discarded_keys,
+            failure,
+        })
     }
 
     /// Returns the state that handlers share, for commands that use it without HTTP.
@@ -264,6 +277,10 @@ impl Application {
         let keys = Arc::clone(&self.app.auth.signing_keys);
         tasks.spawn("signing keys", move |stopping| {
             stopping.run_until_cancelled_owned(Arc::clone(&keys).run_reload()).map(drop)
+        });
+        let discarded = self.discarded_keys.clone();
+        tasks.spawn("discarded encryption keys", move |stopping| {
+            stopping.run_until_cancelled_owned(discarded.clone().run()).map(drop)
         });
         let sealer = self.sealer();
         tasks.spawn("sealer", move |stopping| sealer.clone().run(stopping));

@@ -3,11 +3,15 @@
 //!
 //! HKDF-SHA-256 (RFC 5869) derives a separate key for each purpose, so a value that was encrypted
 //! or authenticated for one purpose is never valid for another. Every derived key is a ring, so
-//! that values of the previous keys remain valid. [`super::reencryption`] ends a rotation.
+//! that values of the previous keys remain valid. [`super::reencryption`] ends a rotation, and
+//! [`DiscardedKeys`] applies its end to running nodes.
 
-use std::fmt;
+use std::{collections::HashSet, fmt, time::Duration};
 
 use aws_lc_rs::hkdf;
+use data_encoding::HEXLOWER;
+use tokio::time::interval;
+use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::sealing::SealingKeys;
@@ -18,8 +22,11 @@ use crate::{
         key_ring::{KeyId, KeyRing},
         one_time_token::TokenKey,
     },
-    store::{ContextKey, ServiceLogin},
+    store::{ContextKey, ServiceLogin, Store},
 };
+
+/// The interval at which a node checks for discarded keys, and the timeout of a check.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 const DATABASE_CONTEXTS: &[u8] = b"call2me-auth database contexts v1";
 const DATABASE_LOGIN: &[u8] = b"call2me-auth database login v1";
@@ -141,6 +148,49 @@ impl MasterKeys {
 
     fn derive(&self, purpose: &[u8]) -> Result<KeyRing<Zeroizing<[u8; 32]>>, String> {
         self.0.try_map(|root| derive(root, purpose))
+    }
+}
+
+/// Notices that the operator has removed previous keys from the database, and stops reading with
+/// them: values of a leaked key must not be accepted until the node is restarted.
+#[derive(Debug, Clone)]
+pub struct DiscardedKeys {
+    store: Store,
+    ids: KeyRing<KeyId>,
+    /// The keys that the database has had. One that it does not have yet is not discarded: nodes
+    /// read with the new key of a rotation before one writes with it.
+    known: HashSet<Vec<u8>>,
+}
+
+impl DiscardedKeys {
+    /// Watches the previous keys of `keys`, and of all keys that are derived from them.
+    ///
+    /// # Errors
+    /// As [`MasterKeys::context_keys`].
+    pub fn new(store: Store, keys: &MasterKeys) -> Result<Self, String> {
+        Ok(Self { store, ids: keys.ids()?, known: HashSet::new() })
+    }
+
+    /// Compares the keys with those of the database periodically, forever.
+    pub async fn run(mut self) {
+        let mut ticks = interval(CHECK_INTERVAL);
+        loop {
+            ticks.tick().await;
+            match Store::with_timeout(CHECK_INTERVAL, self.store.list_encryption_keys()).await {
+                Ok(stored) => self.update(stored),
+                Err(error) => warn!(%error, "cannot check for discarded encryption keys"),
+            }
+        }
+    }
+
+    fn update(&mut self, stored: Vec<Vec<u8>>) {
+        let (known, ids) = (&self.known, &self.ids);
+        if ids.set_discarded(|id| known.contains(&id[..]) && stored.iter().all(|it| it[..] != *id))
+        {
+            let ids: Vec<_> = ids.previous().map(|id| HEXLOWER.encode(id)).collect();
+            info!(?ids, "the previous encryption keys that this node still reads with");
+        }
+        self.known.extend(stored);
     }
 }
 

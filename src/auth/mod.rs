@@ -139,6 +139,7 @@ impl Auth {
     #[expect(clippy::too_many_arguments, reason = "one for each component that services use")]
     pub async fn new(
         settings: &Settings,
+        master_keys: &MasterKeys,
         store: Store,
         env: Env,
         audit: AuditWriter,
@@ -147,7 +148,6 @@ impl Auth {
         limits: Limits,
         node_id: Uuid,
     ) -> Result<Self, String> {
-        let master_keys = MasterKeys::new(&settings.keys);
         let context = Arc::new(ServiceContext {
             store,
             env,

@@ -8,7 +8,8 @@
 //!   mailed links, and stored responses, whose key it does not have. All do within
 //!   `DERIVED_LIFETIME`.
 //! - The database remembers the keys that its data may need. A key leaves it when no node has used
-//!   it for that time.
+//!   it for that time, or when the operator discards it. Nodes stop reading with a key that has
+//!   left the database: see [`super::master_key`].
 
 use std::{error::Error as _, time::Duration};
 
@@ -95,8 +96,9 @@ pub struct PreviousKey {
 }
 
 /// Encrypts everything under the current key, and removes the previous keys that are not needed. If
-/// `discard_previous` is set, removes all of them at once: mailed links, codes and stored responses
-/// of these keys become invalid.
+/// `discard_previous` is set, removes all of them at once, also if nodes still use one: mailed
+/// links, codes and stored responses of these keys become invalid, and such nodes fail until they
+/// are restarted.
 ///
 /// # Errors
 /// A message of one line for the operator. The next run continues.
@@ -122,10 +124,16 @@ pub async fn reencrypt(
         authenticator_apps: run.reencrypt(&FACTOR_KEYS, &keys.second_factor_sealing()?).await?,
     };
     let unreadable = run.unreadable;
+    let discarded = if discard_previous {
+        owner.discard_keys_except(*ids.current()).await.map_err(failed)?
+    } else {
+        Vec::new()
+    };
     let mut previous_keys = Vec::new();
     for PreviousKeyUse { id, nodes, needed_until, is_expired } in uses {
-        let is_unused = needed_until.is_some() && (is_expired || discard_previous);
-        let removed = is_unused && owner.remove_key(&id).await.map_err(failed)?;
+        let is_unused = needed_until.is_some() && is_expired;
+        let removed =
+            discard_previous || is_unused && owner.remove_key(&id).await.map_err(failed)?;
         if removed {
             let logins = keys.service_logins(&migrate::database_name(owner_url)?)?;
             for (_, login) in ids.iter().zip(logins.iter()).filter(|(other, _)| other[..] == id) {
@@ -134,6 +142,12 @@ pub async fn reencrypt(
         }
         let needed_until = needed_until.filter(|_| !removed).map(timestamp::format);
         previous_keys.push(PreviousKey { id: HEXLOWER.encode(&id), nodes, needed_until, removed });
+    }
+    // A key that was added since the first query.
+    for id in discarded.into_iter().map(|id| HEXLOWER.encode(&id)) {
+        if previous_keys.iter().all(|key| key.id != id) {
+            previous_keys.push(PreviousKey { id, nodes: 0, needed_until: None, removed: true });
+        }
     }
     let previous_keys_needed = previous_keys.iter().any(|key| !key.removed);
     let summary = summarize(&previous_keys);
@@ -151,6 +165,12 @@ fn describe(error: &StoreError) -> String {
 /// Says whether the previous keys are still needed.
 fn summarize(keys: &[PreviousKey]) -> String {
     let nodes: i64 = keys.iter().map(|key| key.nodes).sum();
+    if nodes > 0 && keys.iter().all(|key| key.removed) {
+        return format!(
+            "the previous keys were removed while nodes used them ({nodes}): restart these nodes \
+             with the new key, and remove keys.previous_encryption_keys"
+        );
+    }
     if nodes > 0 {
         return format!(
             "the previous keys are still needed (running nodes with another key: {nodes}): restart \

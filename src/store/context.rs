@@ -28,7 +28,7 @@ use sqlx::{PgConnection, error::DatabaseError, postgres::PgConnectOptions};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{StoreError, brief, pools::Pools};
+use super::{Store, StoreError, brief, pools::Pools};
 use crate::model::key_ring::{KEY_ID_LEN, KeyId, KeyRing};
 
 /// Block size of HMAC-SHA-256 (RFC 2104).
@@ -165,12 +165,23 @@ impl KeyRing<ContextKey> {
         }
         // A key that is not missing is a previous one.
         if !is_known
-            && let Some(known) =
-                self.previous().iter().find(|key| stored.iter().any(|id| *id == key.id()))
+            && let Some(known) = self.previous().find(|key| stored.iter().any(|id| *id == key.id()))
         {
             known.add(self.current(), connection).await.map_err(describe)?;
         }
         Ok(())
+    }
+}
+
+impl Store {
+    /// Returns the ids of the encryption keys that the data may need.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn list_encryption_keys(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        Ok(sqlx::query_scalar!(r#"SELECT list_context_keys() AS "id!""#)
+            .fetch_all(&self.pools.background())
+            .await?)
     }
 }
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::{AdminTx, Store, StoreError, Tx};
 use crate::model::{
     email::Email,
-    id::{ApiKeyId, Id, InvitationId, WorkspaceId},
+    id::{ApiKeyId, Id, InvitationId, UserId, WorkspaceId},
     invitation::Invitation,
     page::{ListPage, PageRequest},
     scope::Role,

@@ -5,7 +5,7 @@
 
 use std::{fmt, time::Duration};
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -208,6 +208,25 @@ impl OwnerConnection {
         .execute(&mut self.0)
         .await?;
         Ok(removed.rows_affected() == 1)
+    }
+
+    /// Removes all keys but one at once, also those that nodes use or that were added meanwhile,
+    /// and returns the ids of the removed ones. SQL that an attacker injects can register nodes, so
+    /// they must not keep a leaked key. A node with a removed key fails until it is restarted.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a query fails.
+    pub async fn discard_keys_except(&mut self, id: KeyId) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut tx = self.0.begin().await?;
+        // Waits for transactions that are about to add a key. Later ones do not find the key that
+        // proves that they may.
+        sqlx::query!("LOCK TABLE context_keys IN EXCLUSIVE MODE").execute(&mut *tx).await?;
+        let removed =
+            sqlx::query_scalar!("DELETE FROM context_keys WHERE id <> $1 RETURNING id", &id)
+                .fetch_all(&mut *tx)
+                .await?;
+        tx.commit().await?;
+        Ok(removed)
     }
 
     /// Drops the login of the service that was derived from a removed key, if there is one.

@@ -203,7 +203,7 @@ async fn nodes_with_old_and_new_key_serve_the_same_clients() {
     let report = reencrypt(&new, false).await.unwrap();
     assert_eq!(report.previous_keys[0].nodes, 1, "{report:?}");
     assert!(report.summary.contains("running nodes with another key: 1"), "{report:?}");
-    assert!(reencrypt(&new, true).await.unwrap().previous_keys_needed);
+    assert!(report.previous_keys_needed, "{report:?}");
     others.check(&old).await;
     others.check(&new).await;
 }
@@ -227,6 +227,51 @@ async fn discarded_key_is_worthless_at_once() {
     values.check(&app).await;
     reset(&app, &token).await.assert_error(422, "validation_failed");
     assert_eq!(create_key(&app, &values.dana).await.header("idempotency-replayed"), "");
+}
+
+/// A running node accepts no value of a discarded key either, so a leaked key is worthless before
+/// the nodes are restarted.
+#[tokio::test]
+async fn running_node_stops_reading_with_discarded_key() {
+    let sink = SmtpSink::start();
+    let app = start(cluster().database().await, &prepared(&sink)).await;
+    let mut values = Values::new(&app, "acme").await;
+    let email = app.register("widgets").await.email;
+    let link = link_token(&sink.wait_for_email(&email, "Verify").await);
+    let app = start(app.stop().await, &rotated(&sink)).await;
+    let page = format!("/verify-email?token={link}");
+    assert_eq!(app.get(&page).send().await.status, 200);
+    reencrypt(&app, true).await.unwrap();
+    eventually("the link is invalid", async || {
+        (app.get(&page).send().await.status == 422).then_some(())
+    })
+    .await;
+    values.check(&app).await;
+    assert_eq!(create_key(&app, &values.dana).await.header("idempotency-replayed"), "");
+    // A link of the current key is valid.
+    let email = app.register("umbrella").await.email;
+    let link = link_token(&sink.wait_for_email(&email, "Verify").await);
+    assert_eq!(app.get(&format!("/verify-email?token={link}")).send().await.status, 200);
+}
+
+/// Whoever injects SQL can register a node with a leaked key, and renew its lease.
+#[tokio::test]
+async fn injected_registration_does_not_keep_discarded_key() {
+    let sink = SmtpSink::start();
+    let app = start(cluster().database().await, &prepared(&sink)).await;
+    let app = start(app.stop().await, &rotated(&sink)).await;
+    let inject = "SET ROLE call2me_auth_app;
+                  SELECT register_node(gen_random_uuid(), 1, '1 day', now(), '1 day', id)
+                  FROM list_context_keys() AS id;
+                  RESET ROLE";
+    app.database.connect().await.execute(inject).await.unwrap();
+    let report = reencrypt(&app, false).await.unwrap();
+    assert!(report.previous_keys_needed, "{report:?}");
+    let report = reencrypt(&app, true).await.unwrap();
+    assert!(!report.previous_keys_needed && report.previous_keys[0].removed, "{report:?}");
+    assert!(report.summary.contains("removed while nodes used them (1)"), "{report:?}");
+    assert_eq!(count(&app, "SELECT count(*) FROM context_keys").await, 1);
+    app.register("acme").await;
 }
 
 /// A row that a transaction has locked is tried again, and its change is not overwritten.
