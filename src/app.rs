@@ -14,7 +14,7 @@
 use std::{
     future::{Future, Ready, ready},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -138,8 +138,8 @@ impl Application {
         )
         .await?;
         let oauth = OAuth::new(&settings, &auth, &limits)?;
-        let public_url = &settings.server.public_url;
-        let openapi = http::openapi::build_content(public_url)?;
+        let public_url = settings.server.public_url.clone();
+        let write_openapi = move || http::openapi::build_content(&public_url).ok();
         let app = Arc::new(AppState {
             auth,
             oauth,
@@ -161,7 +161,7 @@ impl Application {
             unavailable_log: LogLimiter::default(),
             large_body_permits: LargeBodyPermits::default(),
             unread_responses: UnreadResponses::new(settings.server.max_body_bytes),
-            openapi,
+            openapi: LazyLock::new(Box::new(write_openapi)),
             metrics,
             lease,
         });

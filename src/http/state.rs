@@ -1,6 +1,10 @@
 //! The state that handlers and middleware share.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroU32,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use tokio::sync::Mutex;
@@ -66,8 +70,8 @@ pub struct AppState {
     pub large_body_permits: LargeBodyPermits,
     /// Large responses that their clients have not read yet.
     pub unread_responses: UnreadResponses,
-    /// The OpenAPI document as JSON.
-    pub openapi: StaticContent,
+    /// The OpenAPI document as JSON. It is written at the first request for it.
+    pub openapi: LazyLock<Option<StaticContent>, Box<dyn FnOnce() -> Option<StaticContent> + Send>>,
     /// Metrics for the operator.
     pub metrics: Metrics,
     /// The node's right to serve from its cache.

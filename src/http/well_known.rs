@@ -16,7 +16,8 @@ use serde::Serialize;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
-use super::{App, extract::Public};
+use super::{ApiError, App, extract::Public};
+use crate::auth::AuthError;
 
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -160,5 +161,10 @@ pub async fn jwks(_: Public, State(app): State<App>) -> Response {
 #[utoipa::path(get, path = "/openapi.json", tag = "Discovery",
     responses((status = 200, body = Object)))]
 pub async fn openapi(_: Public, State(app): State<App>, request: HeaderMap) -> Response {
-    app.openapi.respond(&request)
+    match &*app.openapi {
+        Some(document) => document.respond(&request),
+        None => {
+            ApiError::from(AuthError::Internal("cannot write the OpenAPI document")).into_response()
+        }
+    }
 }
