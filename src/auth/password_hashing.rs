@@ -28,14 +28,12 @@ use tokio::sync::oneshot;
 use super::AuthError;
 use crate::{
     config::Passwords,
-    env::Env,
+    env::{Env, PasswordCost},
     keyed_semaphores::{KeyedPermit, KeyedSemaphores},
     model::{ValidationError, email::Email, password::Password},
 };
 
-/// OWASP's recommendation for argon2id: 19 MiB of memory, two passes, one lane.
-const MEMORY_KIB: u32 = 19_456;
-const PASSES: u32 = 2;
+/// Lanes of a hash, which could be computed in parallel.
 const LANES: u32 = 1;
 
 /// Niceness of the hashing threads: a tenth of the weight of a thread that serves requests. Not
@@ -120,7 +118,7 @@ impl PasswordHasher {
     /// # Errors
     /// A message for the operator, if a thread cannot be started.
     pub fn start(settings: Passwords, env: &Env) -> Result<Self, String> {
-        let argon2 = argon2()?;
+        let argon2 = argon2(env.password_cost)?;
         let salt: [u8; 16] = env.entropy.bytes();
         let password: [u8; 16] = env.entropy.bytes();
         let dummy_hash = hash(&argon2, &password, &salt).ok_or("cannot hash passwords")?;
@@ -266,8 +264,8 @@ fn run_worker(queue: &std::sync::Mutex<mpsc::Receiver<Job>>, argon2: &Argon2<'st
     }
 }
 
-fn argon2() -> Result<Argon2<'static>, String> {
-    let params = Params::new(MEMORY_KIB, PASSES, LANES, None)
+fn argon2(cost: PasswordCost) -> Result<Argon2<'static>, String> {
+    let params = Params::new(cost.memory_kib, cost.passes, LANES, None)
         .map_err(|error| format!("cannot set up argon2: {error}"))?;
     Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
 }
@@ -289,8 +287,11 @@ fn verify(
     if argon2.verify_password(password.expose().as_bytes(), &parsed).is_err() {
         return PasswordVerification::Wrong;
     }
+    let current = argon2.params();
     let is_outdated = Params::try_from(&parsed).is_ok_and(|used| {
-        used.m_cost() < MEMORY_KIB || used.t_cost() < PASSES || used.p_cost() < LANES
+        used.m_cost() < current.m_cost()
+            || used.t_cost() < current.t_cost()
+            || used.p_cost() < current.p_cost()
     });
     if is_outdated {
         PasswordVerification::CorrectNeedsRehash

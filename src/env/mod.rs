@@ -1,10 +1,11 @@
-//! Time and randomness, injected.
+//! Time, randomness and the cost of password hashes, injected.
 //!
 //! Nothing else in the crate reads the system's clock or random source (`clippy.toml` bans it), so
-//! tests control both.
+//! tests control both. The cost of password hashes is no setting: only tests reduce it.
 
 mod clock;
 mod entropy;
+mod password_cost;
 
 use std::sync::Arc;
 
@@ -14,21 +15,29 @@ use uuid::Uuid;
 pub(crate) use clock::ManualClock;
 pub use clock::{Clock, SystemClock};
 pub use entropy::{Entropy, SystemEntropy};
+pub use password_cost::PasswordCost;
 
-/// The clock and the random source of a running service. Cheap to clone.
+/// The clock, the random source and the password cost of a running service. Cheap to clone.
 #[derive(Clone)]
 pub struct Env {
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The random source of secrets and ids.
     pub entropy: Arc<dyn Entropy>,
+    /// The cost of new password hashes.
+    pub password_cost: PasswordCost,
 }
 
 impl Env {
-    /// Creates an environment with the machine's clock and random source.
+    /// Creates an environment with the machine's clock and random source, and
+    /// [`PasswordCost::RECOMMENDED`].
     #[must_use]
     pub fn system() -> Self {
-        Self { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy) }
+        Self {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            password_cost: PasswordCost::RECOMMENDED,
+        }
     }
 
     /// Generates a UUIDv7 (RFC 9562) for the current time.

@@ -448,7 +448,7 @@ async fn update_membership(app: &TestApp, person: &TestUser, sql: &'static str) 
 
 #[tokio::test]
 async fn weak_password_hash_is_upgraded_at_sign_in() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_with_recommended_password_cost().await;
     let dana = app.register("acme").await;
     let weak = argon2::Argon2::new(
         argon2::Algorithm::Argon2id,

@@ -10,7 +10,7 @@ use std::{
 
 use call2me_auth::{
     config::{RateLimit, Redis},
-    env::{Env, SystemEntropy},
+    env::Env,
     limit::Limits,
 };
 use redis::{AsyncCommands, aio::MultiplexedConnection};
@@ -197,7 +197,7 @@ async fn connect(valkey: &Valkey) -> MultiplexedConnection {
 /// Creates limits with this number of requests per minute, and their test clock.
 fn new_limits(per_minute: u32, redis: Option<&Redis>) -> (Limits, Arc<TestClock>) {
     let clock = Arc::new(TestClock::new());
-    let env = Env { clock: clock.clone(), entropy: Arc::new(SystemEntropy) };
+    let env = Env { clock: clock.clone(), ..Env::system() };
     let per_minute = NonZeroU32::new(per_minute).unwrap();
     let settings = RateLimit {
         per_key_per_minute: per_minute,

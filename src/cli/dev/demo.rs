@@ -149,7 +149,7 @@ impl<'a> Seed<'a> {
 
     /// An environment with a clock that stands at this time before now.
     fn env_before_now(&self, ago: Duration) -> Env {
-        Env { clock: Arc::new(FixedClock(self.now - ago)), entropy: Arc::clone(&self.env.entropy) }
+        Env { clock: Arc::new(FixedClock(self.now - ago)), ..self.env.clone() }
     }
 
     async fn insert_workspace(
