@@ -12,6 +12,12 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{SUPERUSER, process_user::ProcessUser};
 use crate::cli::dev::files::write_private;
 
+/// `pg_hba.conf` of a cluster for tests. They make thousands of connections, of which the rounds of
+/// SCRAM would be half of the CPU time: the client computes them with the method `scram-sha-256`,
+/// and the server with `password`.
+const TEST_AUTHENTICATION: &str = "host all postgres 127.0.0.1/32 trust\n\
+                                   host all all 127.0.0.1/32 password\n";
+
 /// The folder of `postgres` and `initdb`.
 pub(super) struct Binaries(PathBuf);
 
@@ -66,10 +72,7 @@ impl Binaries {
             .arg(&fresh)
             .args(["-U", SUPERUSER, "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"])
             .arg(format!("--pwfile={}", password_file.display()));
-        // Tests make thousands of connections: the rounds of SCRAM, in a debug build, took a
-        // quarter of their CPU time.
-        let authentication = if durable { "scram-sha-256" } else { "password" };
-        command.arg(format!("--auth={authentication}"));
+        command.arg("--auth=scram-sha-256");
         if !durable {
             command.arg("--no-sync");
         }
@@ -81,6 +84,9 @@ impl Binaries {
             let line = text.lines().rev().find(|line| line.contains("error"));
             let line = line.or(text.lines().last()).unwrap_or("no reason given");
             return Err(format!("cannot initialize PostgreSQL: {}", line.trim()));
+        }
+        if !durable {
+            fs::write(fresh.join("pg_hba.conf"), TEST_AUTHENTICATION).map_err(io)?;
         }
         fs::rename(&fresh, data).map_err(io)
     }

@@ -46,7 +46,8 @@ impl Postgres {
     /// Starts the cluster in a folder, and initializes it first if necessary.
     ///
     /// Without `durable` the server is faster, for tests: it may lose all data if the machine
-    /// crashes, and accepts passwords in plain text from this machine.
+    /// crashes, and from this machine it accepts passwords in plain text, and the superuser without
+    /// one.
     ///
     /// # Errors
     /// A message of one line for the operator.
