@@ -10,7 +10,9 @@ use call2me_auth::{
 };
 use serde_json::{Value, json};
 
-use crate::fixture::{Browser, Key, LOCALHOST, PASSWORD, TestApp, TestUser, oauth::OAuthExt};
+use crate::fixture::{
+    Browser, Key, LOCALHOST, PASSWORD, TestApp, TestClient, TestUser, oauth::OAuthExt,
+};
 
 /// Errors of routes that would end the user's access, or that need a second factor or a passkey,
 /// which the user lacks. An authorized request gets the error for its missing field or row.
@@ -255,7 +257,7 @@ async fn every_route_enforces_its_access_rule() {
 
 #[tokio::test]
 async fn public_route_needs_no_credential() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     for route in routes::route_table() {
         let is_get = route.method.as_ref().is_some_and(|method| method == "GET");
         if route.access_rule != AccessRule::Open || route.path.starts_with("/v1/") || !is_get {
@@ -269,7 +271,7 @@ async fn public_route_needs_no_credential() {
 
 #[tokio::test]
 async fn head_is_answered_like_get_without_body() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let head = app.request("HEAD", "/v1/agents").bearer(&dana.access_token).send().await;
     assert_eq!((head.status.as_u16(), head.text.as_str()), (200, ""));

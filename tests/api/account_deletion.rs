@@ -3,9 +3,9 @@
 
 use serde_json::json;
 
-use crate::fixture::{PASSWORD, TestApp, TestResponse, TestUser};
+use crate::fixture::{PASSWORD, TestApp, TestClient, TestResponse, TestUser};
 
-async fn leave(app: &TestApp, access_token: &str, workspace: &str) -> TestResponse {
+async fn leave(app: &TestClient, access_token: &str, workspace: &str) -> TestResponse {
     app.request_as(access_token, "POST", &format!("/v1/workspaces/{workspace}/leave")).send().await
 }
 
@@ -16,7 +16,7 @@ async fn delete_account(app: &TestApp, user: &TestUser, password: &str) -> TestR
 
 #[tokio::test]
 async fn member_leaves_but_last_owner_cannot() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let [viewer, owner] =
         [app.add_member(&dana, "viewer").await, app.add_member(&dana, "owner").await];

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    PASSWORD, SmtpSink, TestApp, TestUser, eventually, link_token, with_placeholders,
+    PASSWORD, SmtpSink, TestApp, TestClient, TestUser, eventually, link_token, with_placeholders,
 };
 
 #[tokio::test]
 async fn created_key_has_documented_form_and_is_shown_once() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let body = json!({ "name": "prod-2026-q2", "description": "The booking server" });
     let answer = app.post("/v1/api-keys").bearer(&dana.access_token).json(body).send().await;
@@ -58,7 +58,7 @@ async fn key_works_until_it_is_revoked() {
 
 #[tokio::test]
 async fn key_list_is_filtered_and_names_may_repeat() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let first = app.create_key(&dana, "prod", "write").await;
     app.create_key(&dana, "prod", "read-only").await;
@@ -93,7 +93,7 @@ async fn key_list_is_filtered_and_names_may_repeat() {
 
 #[tokio::test]
 async fn key_update_changes_everything_but_the_scope() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "read-only").await;
     let path = format!("/v1/api-keys/{}", key.id);
@@ -131,7 +131,7 @@ async fn key_update_changes_everything_but_the_scope() {
 
 #[tokio::test]
 async fn key_is_rejected_outside_allowed_ips() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "write").await;
     let path = format!("/v1/api-keys/{}", key.id);
@@ -194,7 +194,7 @@ async fn disabled_key_is_rejected_on_every_node_until_it_is_enabled() {
 
 #[tokio::test]
 async fn disabled_keys_are_listed_by_status() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut keys = Vec::new();
     for name in ["active", "disabled", "revoked", "disabled, then revoked"] {
@@ -252,7 +252,7 @@ async fn disabled_key_and_its_invitations_are_refused() {
 
 #[tokio::test]
 async fn invalid_key_fields_are_rejected_by_name() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     for (body, field) in [
         (json!({}), "name"),
@@ -282,7 +282,7 @@ async fn invalid_key_fields_are_rejected_by_name() {
 
 #[tokio::test]
 async fn admin_key_creates_keys_and_revokes_itself() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let admin = app.create_key(&dana, "admin", "admin").await;
     let body = json!({ "name": "child", "scope": "read-only" });
@@ -304,7 +304,7 @@ async fn admin_key_creates_keys_and_revokes_itself() {
 
 #[tokio::test]
 async fn malformed_key_is_rejected_with_specific_reason() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "write").await;
     let mut mistyped = key.secret.clone().into_bytes();

@@ -6,7 +6,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::fixture::{TestApp, TestResponse, TestUser, eventually, python};
+use crate::fixture::{TestApp, TestClient, TestResponse, TestUser, eventually, python};
 
 async fn export(app: &TestApp, owner: &TestUser, query: &str) -> TestResponse {
     let path = format!("/v1/audit-log/export?{query}");
@@ -95,7 +95,7 @@ async fn csv_export_contains_no_formulas() {
 
 #[tokio::test]
 async fn invalid_export_parameters_are_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     for (query, field) in [
         ("format=xlsx", "format"),

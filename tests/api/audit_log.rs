@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{TestApp, TestUser, with_placeholders, with_timeout};
+use crate::fixture::{TestApp, TestClient, TestUser, with_placeholders, with_timeout};
 
 fn is_request_to(path: &'static str) -> impl Fn(&Value) -> bool {
     move |event| event["action"] == "request" && event["request"]["path"] == path
@@ -64,7 +64,7 @@ async fn call_of_absent_route_is_logged_up_to_the_rate_limit() {
 
 #[tokio::test]
 async fn request_is_logged_with_key_name() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod-2026-q2", "read-only").await;
     let call = app.get("/v1/agents?limit=3").bearer(&key.secret).header("user-agent", "curl/8.5.0");
@@ -87,7 +87,7 @@ async fn request_is_logged_with_key_name() {
 
 #[tokio::test]
 async fn change_is_logged_as_change_and_as_request() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let body = json!({ "name": "prod" });
     let call = app.post("/v1/api-keys").bearer(&dana.access_token).json(body);
@@ -169,7 +169,7 @@ async fn each_filter_returns_only_matching_events() {
 
 #[tokio::test]
 async fn invalid_filter_is_rejected_by_name() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     for (name, value) in [
         ("key_id", "prod"),
@@ -201,7 +201,7 @@ async fn invalid_filter_is_rejected_by_name() {
 
 #[tokio::test]
 async fn pages_stay_consistent_while_events_are_written() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "read-only").await;
     for _ in 0..25 {
@@ -282,7 +282,7 @@ async fn unknown_credentials_are_counted_by_address() {
 
 #[tokio::test]
 async fn credential_in_path_is_redacted_in_log() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "write").await;
     let path = format!("/v1/agents/{}", key.secret);

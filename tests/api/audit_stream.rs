@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{EventStream, Key, StreamBlock, TestApp, TestUser, eventually, with_timeout};
+use crate::fixture::{
+    EventStream, Key, StreamBlock, TestApp, TestClient, TestUser, eventually, with_timeout,
+};
 
 const STREAM: &str = "/v1/audit-log/stream";
 
 /// Creates an owner, a key that causes events, and a key that follows the stream.
-async fn create_actors(app: &TestApp) -> (TestUser, Key, Key) {
+async fn create_actors(app: &TestClient) -> (TestUser, Key, Key) {
     let dana = app.register("acme").await;
     let [busy, watcher] = [
         app.create_key(&dana, "busy", "write").await,
@@ -18,7 +20,7 @@ async fn create_actors(app: &TestApp) -> (TestUser, Key, Key) {
     (dana, busy, watcher)
 }
 
-async fn create_agent(app: &TestApp, key: &Key, number: usize) {
+async fn create_agent(app: &TestClient, key: &Key, number: usize) {
     let body = json!({ "agent_name": format!("agent {number}") });
     app.post("/v1/agents").bearer(&key.secret).json(body).send().await.expect_status(201);
 }
@@ -65,7 +67,7 @@ async fn read_blocks(response: &mut reqwest::Response, count: usize) -> Vec<Stri
 /// The bytes on the wire, for clients that parse less than the HTML Standard allows.
 #[tokio::test]
 async fn stream_has_plain_lines_and_unbuffered_headers() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (_, busy, watcher) = create_actors(&app).await;
     let request = app.http.get(format!("{}{}", app.url, stream_of(&busy)));
     let mut response = request.bearer_auth(&watcher.secret).send().await.unwrap();
@@ -215,7 +217,7 @@ async fn idle_stream_sends_comments() {
 
 #[tokio::test]
 async fn invalid_parameters_and_excess_streams_are_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, _, watcher) = create_actors(&app).await;
     for invalid in ["x", "-1", "1.5"] {
         let call = app.get(STREAM).bearer(&watcher.secret).header("last-event-id", invalid);

@@ -5,18 +5,18 @@ use std::time::Duration;
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 
-use crate::fixture::{PASSWORD, TestApp, TestUser};
+use crate::fixture::{PASSWORD, TestApp, TestClient, TestUser};
 
-async fn sign_in(app: &TestApp, email: &str, password: &str) -> crate::fixture::TestResponse {
+async fn sign_in(app: &TestClient, email: &str, password: &str) -> crate::fixture::TestResponse {
     let body = json!({ "email": email, "password": password });
     app.post("/v1/auth/login").json(body).send().await
 }
 
-async fn refresh(app: &TestApp, token: &str) -> crate::fixture::TestResponse {
+async fn refresh(app: &TestClient, token: &str) -> crate::fixture::TestResponse {
     app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
 }
 
-async fn is_accepted(app: &TestApp, credential: &str) -> bool {
+async fn is_accepted(app: &TestClient, credential: &str) -> bool {
     app.get("/v1/agents").bearer(credential).send().await.status == 200
 }
 
@@ -114,7 +114,7 @@ async fn invalid_registration_fields_are_rejected_by_name() {
 
 #[tokio::test]
 async fn sign_in_response_has_four_fields_only() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let answer = sign_in(&app, &dana.email, PASSWORD).await.expect_status(200);
     let fields: Vec<_> = answer.as_object().unwrap().keys().map(String::as_str).collect();
@@ -158,7 +158,7 @@ async fn wrong_password_and_unknown_email_look_alike() {
 
 #[tokio::test]
 async fn sign_in_selects_requested_or_last_used_workspace() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let acme = app.register("acme").await;
     let stranger = app.register("widgets-inc").await;
     let member = app.add_member(&acme, "member").await;
@@ -233,7 +233,7 @@ async fn late_refresh_token_reuse_ends_session() {
 
 #[tokio::test]
 async fn reuse_of_older_refresh_token_ends_session() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let first = refresh(&app, &dana.refresh_token).await.expect_status(200);
     let second = refresh(&app, first["refresh_token"].as_str().unwrap()).await.expect_status(200);
@@ -245,7 +245,7 @@ async fn reuse_of_older_refresh_token_ends_session() {
 
 #[tokio::test]
 async fn hundred_concurrent_refreshes_give_one_successor() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let attempts = (0..100).map(|_| refresh(&app, &dana.refresh_token));
     let mut successors: Vec<_> = futures_util::future::join_all(attempts)
@@ -282,7 +282,7 @@ async fn refresh_token_expires_by_idleness_and_by_age() {
 
 #[tokio::test]
 async fn forged_refresh_token_is_rejected_and_ends_no_session() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut forged = BASE64URL_NOPAD
         .decode(dana.refresh_token.strip_prefix("rt_call2me_").unwrap().as_bytes())
@@ -301,7 +301,7 @@ async fn forged_refresh_token_is_rejected_and_ends_no_session() {
 
 #[tokio::test]
 async fn sign_out_ends_all_tokens_of_session() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let answer = app.post("/v1/auth/logout").bearer(&dana.access_token).send().await;
     assert_eq!(answer.status, 204);

@@ -7,11 +7,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::fixture::{PASSWORD, TestApp};
+use crate::fixture::{PASSWORD, TestApp, TestClient};
 
 #[tokio::test]
 async fn body_that_is_no_json_object_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     for path in ["/v1/agents", "/v1/api-keys"] {
         let post = |body: Vec<u8>| {
@@ -76,7 +76,7 @@ async fn error_never_quotes_password() {
 
 #[tokio::test]
 async fn error_never_quotes_secret_or_long_name() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let secret = "sk_call2me_live_0000000000000000000000000000";
     for body in [
@@ -100,7 +100,7 @@ async fn error_never_quotes_secret_or_long_name() {
 
 #[tokio::test]
 async fn malformed_id_path_or_query_is_client_error() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     for id in [
         "x",
@@ -205,7 +205,7 @@ async fn unknown_query_parameter_of_change_is_rejected() {
 
 #[tokio::test]
 async fn unknown_value_of_filter_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     for (path, field) in [
         ("/v1/audit-log?action=api_key.create", "action"),
@@ -226,7 +226,7 @@ async fn unknown_value_of_filter_is_rejected() {
 }
 
 /// Sends raw bytes and reads the response until the connection closes.
-async fn send_raw(app: &TestApp, bytes: &[u8]) -> String {
+async fn send_raw(app: &TestClient, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
@@ -236,7 +236,7 @@ async fn send_raw(app: &TestApp, bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn malformed_request_head_ends_only_its_connection() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let close = "host: x\r\nconnection: close\r\n";
     for (bytes, status) in [
         ("GET /x HTTP/1.1\r\nhost: x\r\n\r\n".to_owned() + "garbage\r\n\r\n", "HTTP/1.1 4"),
@@ -271,7 +271,7 @@ async fn malformed_request_head_ends_only_its_connection() {
 /// The parser of a proxy may find the end of such requests elsewhere (request smuggling).
 #[tokio::test]
 async fn ambiguous_request_is_400_and_closes_connection() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let post = "POST /v1/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
     let chunks = "2\r\n{}\r\n0\r\n\r\n";
     let first = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use crate::fixture::TestApp;
+use crate::fixture::TestClient;
 
 #[tokio::test]
 async fn call_requires_agent_of_workspace_and_ends_once() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let [acme, widgets] = [app.register("acme").await, app.register("widgets-inc").await];
     let [key, other_key] =
         [app.create_key(&acme, "k", "write").await, app.create_key(&widgets, "k", "write").await];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fixture::{PASSWORD, TestApp};
+use crate::fixture::{PASSWORD, TestApp, TestClient};
 
 #[tokio::test]
 async fn every_documented_error_has_its_status_and_code() {
@@ -97,7 +97,7 @@ async fn database_outage_is_503_and_never_401() {
 
 #[tokio::test]
 async fn only_valid_request_id_is_kept() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let valid = "req_01jd0zt8q7f7qvs4p2k6x3m9ab";
     let call = |id: &str| app.get("/livez").header("x-request-id", id).send();
     assert_eq!(call(valid).await.header("x-request-id"), valid);
@@ -139,7 +139,7 @@ async fn errors_have_documented_precedence() {
 
 #[tokio::test]
 async fn every_v1_response_has_common_headers() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     for call in [
         app.get("/v1/agents").bearer(&dana.access_token),
@@ -164,7 +164,7 @@ async fn every_v1_response_has_common_headers() {
 
 #[tokio::test]
 async fn challenge_links_to_resource_metadata() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let answer = app.get("/v1/agents").send().await;
     let challenge = answer.header("www-authenticate");
     let url = challenge.split("resource_metadata=\"").nth(1).unwrap().split('"').next().unwrap();
@@ -180,7 +180,7 @@ async fn challenge_links_to_resource_metadata() {
 
 #[tokio::test]
 async fn credential_is_read_only_from_authorization_header() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "admin").await;
     for call in [

@@ -2,7 +2,7 @@
 
 use call2me_auth::http::routes;
 
-use crate::fixture::{TestApp, TestResponse};
+use crate::fixture::{TestApp, TestClient, TestResponse};
 
 const ALLOWED_ORIGIN: &str = "https://app.example";
 const OTHER_ORIGIN: &str = "https://any.example";
@@ -12,7 +12,7 @@ async fn app_with_allowed_origin() -> TestApp {
 }
 
 /// Sends the preflight request of a browser.
-async fn preflight(app: &TestApp, path: &str, origin: &str) -> TestResponse {
+async fn preflight(app: &TestClient, path: &str, origin: &str) -> TestResponse {
     let headers = "authorization,content-type,mcp-protocol-version";
     app.request("OPTIONS", path)
         .header("origin", origin)
@@ -61,7 +61,7 @@ async fn oauth_endpoints_are_open_to_any_origin_without_credentials() {
 /// Also without `server.allowed_origins`.
 #[tokio::test]
 async fn oauth_endpoints_are_open_by_default() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     for path in ["/oauth/token", "/.well-known/oauth-protected-resource/x"] {
         assert_eq!(allowed_origin(&preflight(&app, path, OTHER_ORIGIN).await), "*", "{path}");
     }

@@ -6,7 +6,7 @@ use sqlx::Connection as _;
 
 use crate::{
     fixture::{
-        Browser, LOCALHOST, PASSWORD, StreamBlock, TestApp, TestRequest, TestUser,
+        Browser, LOCALHOST, PASSWORD, StreamBlock, TestApp, TestClient, TestRequest, TestUser,
         oauth::decode_claims, with_timeout,
     },
     mfa::{compute_totp_code, enable_totp, enroll_totp, sign_in_with_password, unix_now},
@@ -23,11 +23,11 @@ async fn start_nodes() -> (TestApp, TestApp) {
     (app, node)
 }
 
-async fn is_accepted(app: &TestApp, user: &TestUser) -> bool {
+async fn is_accepted(app: &TestClient, user: &TestUser) -> bool {
     app.request_as(&user.access_token, "GET", "/v1/auth/me").send().await.status == 200
 }
 
-async fn refresh(app: &TestApp, user: &TestUser) -> u16 {
+async fn refresh(app: &TestClient, user: &TestUser) -> u16 {
     let body = json!({ "refresh_token": user.refresh_token });
     app.post("/v1/auth/refresh").json(body).send().await.status.as_u16()
 }
@@ -137,7 +137,7 @@ async fn change_on_page_replaces_cookie_on_every_node() {
 
 #[tokio::test]
 async fn stream_ends_with_replaced_access_token() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut stream = app.get("/v1/audit-log/stream").bearer(&dana.access_token).open_stream().await;
     let body = json!({ "current_password": PASSWORD, "new_password": "a walk in the old park" });

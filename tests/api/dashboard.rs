@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, eventually, link_token};
+use crate::fixture::{
+    Browser, PASSWORD, Page, SmtpSink, TestApp, TestClient, eventually, link_token,
+};
 
 /// Reads the secret and the id of a key from the page that shows it once.
 fn read_created_key(page: &Page) -> (String, String) {
@@ -204,7 +206,7 @@ async fn form_submitted_twice_creates_one_key() {
 /// Actions that a role does not allow are not offered, and are rejected if they are requested.
 #[tokio::test]
 async fn viewer_is_offered_no_change_and_cannot_make_one() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "write").await;
     let viewer = app.add_member(&dana, "viewer").await;
@@ -260,7 +262,7 @@ async fn viewer_is_offered_no_change_and_cannot_make_one() {
 /// No page shows or changes data of another workspace.
 #[tokio::test]
 async fn page_shows_nothing_of_other_workspaces() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
     let key = app.create_key(&dana, "prod", "write").await;
     let event = app.wait_for_event_count(&dana.access_token, "action=api_key.created", 1).await;
@@ -310,7 +312,7 @@ async fn user_form_fields(browser: &mut Browser<'_>) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn revoke_page_offers_to_revoke_what_the_key_made() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let root = app.create_key(&dana, "root", "admin").await;
@@ -340,7 +342,7 @@ async fn revoke_page_offers_to_revoke_what_the_key_made() {
 
 #[tokio::test]
 async fn key_is_disabled_and_enabled_with_buttons() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let (secret, id) = create_key(&mut browser, "prod", "write").await;
@@ -372,7 +374,7 @@ async fn key_is_disabled_and_enabled_with_buttons() {
 /// Revoking a key that is in use needs an explicit confirmation.
 #[tokio::test]
 async fn revoking_key_in_use_requires_confirmation() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let (secret, id) = create_key(&mut browser, "busy", "write").await;
@@ -412,7 +414,7 @@ async fn revoking_key_in_use_requires_confirmation() {
 
 #[tokio::test]
 async fn key_form_keeps_values_and_concurrent_changes() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let (_, id) = create_key(&mut browser, "<script>alert(1)</script>", "admin").await;
@@ -448,7 +450,7 @@ async fn key_form_keeps_values_and_concurrent_changes() {
 
 #[tokio::test]
 async fn log_page_is_filtered_by_url_and_exported() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let (secret, id) = create_key(&mut browser, "=cmd()", "read-only").await;
@@ -664,7 +666,7 @@ async fn workspace_branding_is_applied_and_validated() {
 
 #[tokio::test]
 async fn workspaces_are_switched_renamed_and_deleted() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, lee) = (app.register("acme").await, app.register("labs").await);
     app.insert_membership(&dana, &lee, "viewer").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -714,7 +716,7 @@ async fn workspaces_are_switched_renamed_and_deleted() {
 
 #[tokio::test]
 async fn password_is_changed_on_page() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let page = browser.get("/second-factor").await;

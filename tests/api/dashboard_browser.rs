@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixture::{
-    Browser, Chromium, PASSWORD, SmtpSink, TestApp, TestUser, eventually, link_token,
+    Browser, Chromium, PASSWORD, SmtpSink, TestApp, TestClient, TestUser, eventually, link_token,
     oauth::OAuthExt,
 };
 
@@ -159,7 +159,7 @@ const PAGES: [(&str, &str); 12] = [
 
 /// Creates a workspace with keys, requests and an invitation, with long and hostile names. Returns
 /// its owner, a viewer, the path of a key and the path of an event.
-async fn create_busy_workspace(app: &TestApp) -> (TestUser, TestUser, String, String) {
+async fn create_busy_workspace(app: &TestClient) -> (TestUser, TestUser, String, String) {
     let dana = app.register_verified("acme").await;
     let long = format!("<b>{}</b>", "verylongname".repeat(7));
     let key = app.create_key(&dana, &long, "write").await;
@@ -376,7 +376,7 @@ async fn key_is_created_by_keyboard_alone() {
 /// A page takes one round trip and less than 60 KB.
 #[tokio::test]
 async fn every_page_is_small_and_self_contained() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, _, key, event) = create_busy_workspace(&app).await;
     let logo = format!(
         "data:image/png;base64,{}",

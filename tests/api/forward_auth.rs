@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    Key, TestApp, TestResponse,
+    Key, TestApp, TestClient, TestResponse,
     oauth::{OAuthClient, OAuthExt},
 };
 
@@ -13,7 +13,7 @@ const IDENTITY: [&str; 5] =
 
 /// Sends a forward-auth request with a key and these headers.
 async fn verify(
-    app: &TestApp,
+    app: &TestClient,
     key: &Key,
     method: &str,
     path: &str,
@@ -40,7 +40,7 @@ fn assert_identity(response: TestResponse, expected: [&str; 5]) {
 
 #[tokio::test]
 async fn accepted_request_has_all_identity_headers() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let workspace = dana.workspace_id.as_str();
     let key = app.create_key(&dana, "prod", "read-only").await;
@@ -55,7 +55,7 @@ async fn accepted_request_has_all_identity_headers() {
 
 #[tokio::test]
 async fn oauth_token_has_client_id_in_identity_headers() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let workspace = dana.workspace_id.as_str();
     let body = json!({ "name": "Robot", "grant_types": ["client_credentials"] });
@@ -71,7 +71,7 @@ async fn oauth_token_has_client_id_in_identity_headers() {
 
 #[tokio::test]
 async fn most_demanding_method_determines_required_scope() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "read-only").await;
     for headers in [
@@ -121,7 +121,7 @@ async fn most_demanding_method_determines_required_scope() {
 /// Some gateways repeat the client's method: then a header of the client must not lower it.
 #[tokio::test]
 async fn own_method_counts_beside_any_stated_one() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "read-only").await;
     for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"] {
@@ -144,7 +144,7 @@ async fn own_method_counts_beside_any_stated_one() {
 /// The query string is that of the original request: gateways such as Caddy and Envoy append it.
 #[tokio::test]
 async fn query_string_is_never_read() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "read-only").await;
     for query in ["scope=openid", "scope=admin", "scope=a&scope=b", "x=%zz", "%ff", "a=%00"] {
@@ -159,7 +159,7 @@ async fn query_string_is_never_read() {
 
 #[tokio::test]
 async fn required_scope_in_path_is_the_least_that_is_accepted() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let scopes = ["read-only", "write", "admin"];
     for (level, held) in scopes.into_iter().enumerate() {
@@ -184,7 +184,7 @@ async fn required_scope_in_path_is_the_least_that_is_accepted() {
 
 #[tokio::test]
 async fn unknown_scope_in_path_is_not_found() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "admin").await;
     for scope in ["root", "Admin", "call2me:read", "read%2Donly", "openid"] {
@@ -226,7 +226,7 @@ async fn options_is_checked_like_other_methods() {
 
 #[tokio::test]
 async fn original_request_is_logged() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "write").await;
     for (method, path, headers, expected) in [
@@ -317,7 +317,7 @@ async fn rejected_request_is_logged_as_original_request() {
 /// Bytes that are not UTF-8 are percent-encoded in the event, and the method is kept.
 #[tokio::test]
 async fn invalid_utf8_in_original_uri_is_percent_encoded() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "write").await;
     for (header, uri, path) in [

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::fixture::{TestApp, TestRequest, TestResponse};
+use crate::fixture::{TestApp, TestClient, TestRequest, TestResponse};
 
 fn with_idempotency_key(call: TestRequest, key: &str, body: &Value) -> TestRequest {
     call.header("idempotency-key", key).json(body.clone())
@@ -66,7 +66,7 @@ const NOT_REPLAYED: [&str; 4] =
 /// The OpenAPI document states the header for each creating route that supports it.
 #[tokio::test]
 async fn every_creating_route_supports_key_or_is_listed() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let document = app.get("/openapi.json").send().await.expect_status(200);
     let creating = document["paths"]
         .as_object()
@@ -201,7 +201,7 @@ async fn rejected_or_failed_request_is_not_replayed() {
 
 #[tokio::test]
 async fn idempotency_key_is_scoped_to_caller_and_path() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let [a, b] =
         [app.create_key(&dana, "a", "write").await, app.create_key(&dana, "b", "write").await];
@@ -234,7 +234,7 @@ async fn idempotency_key_is_scoped_to_caller_and_path() {
 
 #[tokio::test]
 async fn invalid_idempotency_key_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let long = "x".repeat(256);
     for invalid in ["", "two words", long.as_str(), "tab\there"] {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    Browser, Key, PASSWORD, SmtpSink, TestApp, TestResponse, TestUser, eventually, link_token,
+    Browser, Key, PASSWORD, SmtpSink, TestApp, TestClient, TestResponse, TestUser, eventually,
+    link_token,
     oauth::{OAuthClient, OAuthExt},
 };
 
@@ -30,7 +31,7 @@ async fn app_with_mail() -> (TestApp, SmtpSink, TestUser) {
     (app, sink, dana)
 }
 
-async fn create(app: &TestApp, credential: &str, path: &str, body: Value) -> Value {
+async fn create(app: &TestClient, credential: &str, path: &str, body: Value) -> Value {
     app.post(path).bearer(credential).json(body).send().await.expect_status(201)
 }
 
@@ -64,7 +65,7 @@ async fn accept(app: &TestApp, sink: &SmtpSink, email: &str) -> TestResponse {
     app.post("/v1/invitations/accept").json(body).send().await
 }
 
-async fn revoke(app: &TestApp, dana: &TestUser, key: &Key, query: &str) -> TestResponse {
+async fn revoke(app: &TestClient, dana: &TestUser, key: &Key, query: &str) -> TestResponse {
     app.delete(&format!("/v1/api-keys/{}{query}", key.id)).bearer(&dana.access_token).send().await
 }
 

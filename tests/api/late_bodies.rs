@@ -6,7 +6,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::fixture::{PASSWORD, TestApp, with_timeout};
+use crate::fixture::{PASSWORD, TestApp, TestClient, with_timeout};
 
 /// A request that was authenticated and whose body was not sent yet.
 struct HeldRequest {
@@ -17,7 +17,7 @@ struct HeldRequest {
 impl HeldRequest {
     /// Sends the head of a request, and waits until the service reads the body. It does so only
     /// after it has authenticated the request.
-    async fn start(app: &TestApp, credential: &str, path: &str, body: &Value) -> Self {
+    async fn start(app: &TestClient, credential: &str, path: &str, body: &Value) -> Self {
         let address = app.url.strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).await.unwrap();
         let body = body.to_string();
@@ -92,7 +92,7 @@ async fn late_body_of_revoked_credential_is_rejected_on_every_node() {
 
 #[tokio::test]
 async fn late_body_of_moved_session_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let other = app.request_as(&dana.access_token, "POST", "/v1/workspaces");
     let other = other.json(json!({ "name": "other" })).send().await.expect_status(201);
@@ -105,7 +105,7 @@ async fn late_body_of_moved_session_is_rejected() {
 
 #[tokio::test]
 async fn late_body_of_demoted_member_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let sam = app.add_member(&dana, "member").await;
     let body = json!({ "agent_name": "late" });

@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    fixture::{Browser, ENCRYPTION_KEY, PASSWORD, TestApp, eventually, oauth::OAuthExt as _},
+    fixture::{
+        Browser, ENCRYPTION_KEY, PASSWORD, TestApp, TestClient, eventually, oauth::OAuthExt as _,
+    },
     pages::SESSION_COOKIE,
 };
 
@@ -38,7 +40,7 @@ fn find_leaked_keys(folder: &Path, arguments: &[&str]) -> (i32, String) {
 
 #[tokio::test]
 async fn leak_scan_finds_only_valid_keys_in_files_and_history() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let [old, new] =
         [app.create_key(&dana, "old", "write").await, app.create_key(&dana, "new", "write").await];

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use sqlx::Connection;
 
 use crate::fixture::{
-    Key, PASSWORD, TestApp, TestRequest, TestResponse, TestUser, eventually,
+    Key, PASSWORD, TestApp, TestClient, TestRequest, TestResponse, TestUser, eventually,
     oauth::{OAuthClient, OAuthExt},
 };
 
 #[tokio::test]
 async fn members_are_listed_with_their_roles() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let acme = app.register("acme").await;
     let viewer = app.add_member(&acme, "viewer").await;
     let list = app.get("/v1/members").bearer(&acme.access_token).send().await.expect_status(200);
@@ -41,12 +41,12 @@ async fn members_are_listed_with_their_roles() {
     page("?per_page=101").await.assert_error(422, "validation_failed").assert_field("per_page");
 }
 
-async fn set_role(app: &TestApp, by: &str, member: &TestUser, role: &str) -> TestResponse {
+async fn set_role(app: &TestClient, by: &str, member: &TestUser, role: &str) -> TestResponse {
     let path = format!("/v1/members/{}", member.user_id);
     app.request_as(by, "PATCH", &path).json(json!({ "role": role })).send().await
 }
 
-async fn remove_member(app: &TestApp, by: &str, member: &TestUser) -> TestResponse {
+async fn remove_member(app: &TestClient, by: &str, member: &TestUser) -> TestResponse {
     app.request_as(by, "DELETE", &format!("/v1/members/{}", member.user_id)).send().await
 }
 
@@ -96,7 +96,7 @@ async fn demoted_or_removed_member_loses_access_on_every_node() {
 
 #[tokio::test]
 async fn member_cannot_change_or_grant_higher_role() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let [admin, member] =
         [app.add_member(&dana, "admin").await, app.add_member(&dana, "member").await];

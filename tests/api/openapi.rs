@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use call2me_auth::http::{extract::AccessRule, routes};
 use serde_json::Value;
 
-use crate::fixture::TestApp;
+use crate::fixture::{TestApp, TestClient};
 
 async fn document() -> Value {
     TestApp::start().await.get("/openapi.json").send().await.expect_status(200)
@@ -128,7 +128,7 @@ fn collect_references<'a>(value: &'a Value, references: &mut Vec<&'a str>) {
 
 #[tokio::test]
 async fn docs_page_uses_only_embedded_assets() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let redirect = app.get("/docs").send().await;
     assert_eq!(redirect.header("location"), "/docs/");
     let page = app.get("/docs/").send().await;
@@ -147,7 +147,7 @@ async fn docs_page_uses_only_embedded_assets() {
 /// The headers that gateways copy have their documented names.
 #[tokio::test]
 async fn gateway_headers_match_openapi_document() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "k", "write").await;
     let response = app.get("/v1/auth/verify").bearer(&key.secret).send().await;

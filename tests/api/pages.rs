@@ -7,7 +7,7 @@ use call2me_auth::env::Clock as _;
 use serde_json::json;
 
 use crate::{
-    fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, link_token},
+    fixture::{Browser, PASSWORD, Page, SmtpSink, TestApp, TestClient, link_token},
     mfa,
 };
 
@@ -36,7 +36,7 @@ pub async fn sign_in(browser: &mut Browser<'_>, path: &str, email: &str, passwor
 
 #[tokio::test]
 async fn user_signs_in_lists_sessions_and_signs_out() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut browser = Browser::new(&app);
     let start_page = browser.get("/").await;
@@ -341,7 +341,7 @@ async fn browser_session_lasts_ninety_days_or_thirty_idle() {
 
 #[tokio::test]
 async fn removed_member_must_sign_in_again() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let viewer = app.add_member(&dana, "viewer").await;
     let mut browser = Browser::signed_in(&app, &viewer.email).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     fixture::{
-        Browser, Chromium, PASSWORD, SmtpSink, TestApp, link_token,
+        Browser, Chromium, PASSWORD, SmtpSink, TestApp, TestClient, link_token,
         oauth::{DEVICE_GRANT, OAuthExt},
     },
     pages::{SESSION_COOKIE, is_signed_in, sign_in},
@@ -32,7 +32,7 @@ async fn cookies_over_https_are_bound_to_the_host() {
 
 #[tokio::test]
 async fn cross_site_form_submission_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let mut other_browser = Browser::signed_in(&app, &mallory.email).await;
@@ -75,7 +75,7 @@ async fn cross_site_form_submission_is_rejected() {
 
 #[tokio::test]
 async fn cookie_and_token_are_not_interchangeable() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     let cookie = browser.cookies[SESSION_COOKIE].clone();
@@ -99,7 +99,7 @@ async fn cookie_and_token_are_not_interchangeable() {
 
 #[tokio::test]
 async fn every_page_has_security_headers_and_no_inline_code() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut signed_in = Browser::signed_in(&app, &dana.email).await;
     let mut checked = 0;
@@ -139,7 +139,7 @@ async fn every_page_has_security_headers_and_no_inline_code() {
 
 #[tokio::test]
 async fn form_without_csrf_token_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let mut anonymous = Browser::new(&app);
     anonymous.get("/sign-in").await;

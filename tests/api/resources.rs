@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{PASSWORD, TestApp};
+use crate::fixture::{PASSWORD, TestApp, TestClient};
 
 #[tokio::test]
 async fn knowledge_base_accepts_either_name_field() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let create =
         |body: Value| app.post("/v1/knowledge-base").bearer(&dana.access_token).json(body).send();
@@ -32,7 +32,7 @@ async fn knowledge_base_accepts_either_name_field() {
 
 #[tokio::test]
 async fn campaign_requires_name_and_agent() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let agent = app
         .post("/v1/agents")
@@ -130,7 +130,7 @@ async fn user_changes_profile_but_not_email() {
 
 #[tokio::test]
 async fn branding_is_replaced_as_a_whole() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let path = "/v1/users/me/branding";
     let put = |body: Value| app.request("PUT", path).bearer(&dana.access_token).json(body).send();
@@ -144,7 +144,7 @@ async fn branding_is_replaced_as_a_whole() {
 /// A key neither reads nor changes what another workspace, or the user, has stored.
 #[tokio::test]
 async fn key_reads_and_changes_profile_of_its_workspace_only() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let body = json!({ "name": "widgets-inc" });
     let call = app.request_as(&dana.access_token, "POST", "/v1/workspaces").json(body);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use crate::fixture::{Key, TestApp, TestUser, eventually};
+use crate::fixture::{Key, TestApp, TestClient, TestUser, eventually};
 
 /// Rotates a key. Returns the successor and the whole response.
-async fn rotate(app: &TestApp, owner: &TestUser, key: &Key, body: Value) -> (Key, Value) {
+async fn rotate(app: &TestClient, owner: &TestUser, key: &Key, body: Value) -> (Key, Value) {
     let path = format!("/v1/api-keys/{}/rotate", key.id);
     let response =
         app.post(&path).bearer(&owner.access_token).json(body).send().await.expect_status(201);
@@ -148,7 +148,7 @@ async fn rotation_report_follows_key_from_creation_to_revocation() {
 
 #[tokio::test]
 async fn key_is_rotated_once_unless_successor_is_revoked() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "read-only").await;
     let rotate_again = async || {
@@ -182,7 +182,7 @@ async fn key_is_rotated_once_unless_successor_is_revoked() {
 /// A script can rotate the admin key that it uses.
 #[tokio::test]
 async fn admin_key_rotates_itself() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "ci", "admin").await;
     let path = format!("/v1/api-keys/{}/rotate", key.id);

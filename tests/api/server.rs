@@ -16,9 +16,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::fixture::{TestApp, with_timeout};
+use crate::fixture::{TestApp, TestClient, with_timeout};
 
-async fn connect(app: &TestApp) -> TcpStream {
+async fn connect(app: &TestClient) -> TcpStream {
     TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap()
 }
 
@@ -251,7 +251,7 @@ async fn concurrently_started_nodes_share_one_signing_key() {
 /// if the first was refused by its head.
 #[tokio::test]
 async fn connection_survives_request_that_is_refused_before_its_body() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     for (path, status, encoding, body) in [
         ("/v1/agents", 401, "content-length: 2", "{}"),
         ("/v1/nowhere", 404, "content-length: 2", "{}"),
@@ -273,7 +273,7 @@ async fn connection_survives_request_that_is_refused_before_its_body() {
 
 #[tokio::test]
 async fn client_is_told_of_close_if_body_is_not_read() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     for header in ["", "expect: 100-continue\r\n"] {
         let mut stream = connect(&app).await;
         let head =
@@ -354,7 +354,7 @@ async fn stalled_large_bodies_give_way() {
 /// A gateway that sends the client's body along would otherwise wait for it.
 #[tokio::test]
 async fn gateway_check_with_body_is_answered_without_reading_it() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "prod", "write").await;
     for (path, credential, status) in [

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{PASSWORD, TestApp, TestResponse, TestUser};
+use crate::fixture::{PASSWORD, TestApp, TestClient, TestResponse, TestUser};
 
 /// Signs in again and returns the user with the tokens of the new session.
-async fn sign_in(app: &TestApp, user: &TestUser) -> TestUser {
+async fn sign_in(app: &TestClient, user: &TestUser) -> TestUser {
     let body = json!({ "email": user.email, "password": PASSWORD });
     let pair = app.post("/v1/auth/login").json(body).send().await.expect_status(200);
     let mut signed_in = user.clone();
@@ -15,7 +15,7 @@ async fn sign_in(app: &TestApp, user: &TestUser) -> TestUser {
     signed_in
 }
 
-async fn list_sessions(app: &TestApp, user: &TestUser) -> Vec<Value> {
+async fn list_sessions(app: &TestClient, user: &TestUser) -> Vec<Value> {
     let body = app
         .request_as(&user.access_token, "GET", "/v1/auth/sessions")
         .send()
@@ -26,23 +26,23 @@ async fn list_sessions(app: &TestApp, user: &TestUser) -> Vec<Value> {
     sessions
 }
 
-async fn current_session_id(app: &TestApp, user: &TestUser) -> String {
+async fn current_session_id(app: &TestClient, user: &TestUser) -> String {
     let sessions = list_sessions(app, user).await;
     let current = sessions.iter().find(|session| session["current"] == true).unwrap();
     current["id"].as_str().unwrap().to_owned()
 }
 
-async fn is_accepted(app: &TestApp, user: &TestUser) -> bool {
+async fn is_accepted(app: &TestClient, user: &TestUser) -> bool {
     app.request_as(&user.access_token, "GET", "/v1/agents").send().await.status == 200
 }
 
-async fn refresh(app: &TestApp, token: &str) -> TestResponse {
+async fn refresh(app: &TestClient, token: &str) -> TestResponse {
     app.post("/v1/auth/refresh").json(json!({ "refresh_token": token })).send().await
 }
 
 #[tokio::test]
 async fn own_sessions_are_listed_and_no_others() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     app.register("other").await;
     let request = app.post("/v1/auth/login").header("user-agent", "curl/8.5");
@@ -75,7 +75,7 @@ async fn expired_session_is_not_listed() {
 
 #[tokio::test]
 async fn session_is_ended_from_another_session() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let phone = sign_in(&app, &dana).await;
     let id = current_session_id(&app, &phone).await;
@@ -104,7 +104,7 @@ async fn session_is_ended_from_another_session() {
 
 #[tokio::test]
 async fn all_other_sessions_end_together() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let (phone, tablet) = (sign_in(&app, &dana).await, sign_in(&app, &dana).await);
     let lee = app.register("lee").await;
@@ -121,7 +121,7 @@ async fn all_other_sessions_end_together() {
 
 #[tokio::test]
 async fn api_key_cannot_manage_sessions() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let key = app.create_key(&dana, "admin", "admin").await;
     for (method, path) in [

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fixture::{PASSWORD, SmtpSink, TestApp, TestResponse};
+use crate::fixture::{PASSWORD, SmtpSink, TestApp, TestClient, TestResponse};
 
 async fn sign_in_from(app: &TestApp, ip: &str, email: &str, password: &str) -> TestResponse {
     let body = json!({ "email": email, "password": password });
@@ -96,7 +96,7 @@ async fn concurrent_wrong_passwords_on_two_nodes_all_count() {
 /// A session does not prove that its bearer knows the password.
 #[tokio::test]
 async fn session_cannot_guess_password_faster() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let change = async || {
         let body = json!({ "current_password": "not this one at all", "new_password": PASSWORD });

@@ -3,11 +3,11 @@
 use serde_json::json;
 use sqlx::{Connection, Executor};
 
-use crate::fixture::{PASSWORD, TestApp, eventually};
+use crate::fixture::{PASSWORD, TestApp, TestClient, eventually};
 
 #[tokio::test]
 async fn user_creates_switches_and_renames_workspaces() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let mut dana = app.register("acme").await;
     let creation = app
         .request_as(&dana.access_token, "POST", "/v1/workspaces")

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixture::{
-    Browser, PASSWORD, TestApp,
+    Browser, PASSWORD, TestApp, TestClient,
     oauth::{
         CALLBACK, CODE_CHALLENGE, CODE_VERIFIER, OAuthClient, OAuthExt, decode_claims, encode_form,
         redirect_parameters,
@@ -14,7 +14,7 @@ use crate::fixture::{
 
 #[tokio::test]
 async fn user_signs_in_and_consents_and_client_gets_tokens() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::new(&app);
@@ -76,7 +76,7 @@ async fn user_signs_in_and_consents_and_client_gets_tokens() {
 
 #[tokio::test]
 async fn minimal_request_is_granted_read_scope_only() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -98,7 +98,7 @@ async fn minimal_request_is_granted_read_scope_only() {
 
 #[tokio::test]
 async fn state_is_returned_unchanged() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app
         .register_client(json!({ "redirect_uris": ["https://client.example/cb?a=b%20c"] }))
@@ -126,7 +126,7 @@ async fn state_is_returned_unchanged() {
 
 #[tokio::test]
 async fn granted_scope_is_limited_by_request_and_role() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let admin = [("scope", "call2me:admin")];
@@ -158,7 +158,7 @@ async fn granted_scope_is_limited_by_request_and_role() {
 
 #[tokio::test]
 async fn consent_is_limited_to_own_workspaces() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, stranger) = (app.register("acme").await, app.register("widgets-inc").await);
     let body = json!({ "name": "labs" });
     let labs = app.request_as(&dana.access_token, "POST", "/v1/workspaces").json(body).send().await;
@@ -183,7 +183,7 @@ async fn consent_is_limited_to_own_workspaces() {
 
 #[tokio::test]
 async fn denied_consent_redirects_with_access_denied() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -260,7 +260,7 @@ async fn consent_is_remembered_for_same_scope_and_https_redirect() {
 
 #[tokio::test]
 async fn prompt_login_requires_new_sign_in() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -281,7 +281,7 @@ async fn prompt_login_requires_new_sign_in() {
 
 #[tokio::test]
 async fn head_request_grants_nothing() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -331,7 +331,7 @@ async fn admin_scope_requires_recent_sign_in() {
 
 #[tokio::test]
 async fn redirect_to_custom_scheme_requires_consent() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let uri = "vscode://vscode.git/clone?url=https://evil.example/x.git";
     let client = app.register_client(json!({ "redirect_uris": [uri] })).await;
@@ -398,7 +398,7 @@ async fn invalid_client_or_redirect_uri_is_never_redirected() {
 
 #[tokio::test]
 async fn other_errors_redirect_to_authorized_client() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -456,7 +456,7 @@ async fn other_errors_redirect_to_authorized_client() {
 /// not authorized would be an open redirect.
 #[tokio::test]
 async fn error_for_client_without_consent_stays_on_page() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({ "client_name": "Fresh <app>" })).await;
     let mut signed_in = Browser::signed_in(&app, &dana.email).await;
@@ -503,7 +503,7 @@ async fn error_for_client_without_consent_stays_on_page() {
 
 #[tokio::test]
 async fn error_for_client_of_workspace_redirects_its_members() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let body = json!({ "name": "Own app", "redirect_uris": [CALLBACK] });
     let call = app.request_as(&dana.access_token, "POST", "/v1/oauth/clients").json(body);
@@ -528,7 +528,7 @@ async fn error_for_client_of_workspace_redirects_its_members() {
 
 #[tokio::test]
 async fn loopback_redirect_takes_any_port_and_warns_user() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({ "redirect_uris": ["http://127.0.0.1/cb"] })).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -554,7 +554,7 @@ async fn loopback_redirect_takes_any_port_and_warns_user() {
 
 #[tokio::test]
 async fn posted_authorization_request_is_accepted() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let client = app.register_client(json!({})).await;
     let request = client.authorization_url(&[("state", "a b&c")]);
     let (path, query) = request.split_once('?').unwrap();
@@ -572,7 +572,7 @@ async fn posted_authorization_request_is_accepted() {
 
 #[tokio::test]
 async fn forged_consent_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, mallory) = (app.register("acme").await, app.register("mallory").await);
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -609,7 +609,7 @@ async fn forged_consent_is_rejected() {
 
 #[tokio::test]
 async fn sign_in_page_allows_redirect_to_client_only() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::new(&app);
     let path = |request: &str| format!("/sign-in?{}", encode_form(&[("next", request)]));

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixture::{
-    Browser, PASSWORD, TestApp,
+    Browser, PASSWORD, TestApp, TestClient,
     oauth::{CALLBACK, CODE_VERIFIER, DEVICE_GRANT, OAuthClient, OAuthExt, redirect_parameters},
 };
 
 #[tokio::test]
 async fn admin_creates_updates_and_deletes_clients() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, sam) = (app.register("acme").await, app.register("widgets-inc").await);
     let by = |method: &str, path: &str| app.request_as(&dana.access_token, method, path);
     let body = json!({ "name": "Booking", "redirect_uris": [CALLBACK], "scope": "write" });
@@ -191,7 +191,7 @@ async fn database_contains_no_plaintext_oauth_secret() {
 
 #[tokio::test]
 async fn invalid_client_fields_are_rejected_by_name() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let member = app.add_member(&dana, "member").await;
     let key = app.create_key(&dana, "k", "admin").await;

@@ -5,21 +5,21 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    Browser, PASSWORD, TestApp, TestResponse,
+    Browser, PASSWORD, TestApp, TestClient, TestResponse,
     oauth::{DEVICE_GRANT, OAuthClient, OAuthExt},
 };
 
-async fn register_device_client(app: &TestApp) -> OAuthClient {
+async fn register_device_client(app: &TestClient) -> OAuthClient {
     let grants = json!({ "grant_types": [DEVICE_GRANT, "refresh_token"], "redirect_uris": [] });
     app.register_client(grants).await
 }
 
-async fn start_authorization(app: &TestApp, client: &OAuthClient) -> Value {
+async fn start_authorization(app: &TestClient, client: &OAuthClient) -> Value {
     let fields = client.with_client_credentials(&[("scope", "call2me:write")]);
     app.post_form("/oauth/device_authorization", &fields).await.expect_status(200)
 }
 
-async fn poll(app: &TestApp, client: &OAuthClient, device: &Value) -> TestResponse {
+async fn poll(app: &TestClient, client: &OAuthClient, device: &Value) -> TestResponse {
     let code = device["device_code"].as_str().unwrap();
     app.request_token(
         &client.with_client_credentials(&[("grant_type", DEVICE_GRANT), ("device_code", code)]),
@@ -116,7 +116,7 @@ async fn approval_before_expiry_can_be_redeemed_shortly_after() {
 
 #[tokio::test]
 async fn denial_is_reported_and_device_code_is_bound_to_client() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let (client, other) = (register_device_client(&app).await, register_device_client(&app).await);
     let device = start_authorization(&app, &client).await;

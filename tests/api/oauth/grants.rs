@@ -7,11 +7,11 @@ use call2me_auth::env::Clock as _;
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    Browser, PASSWORD, SmtpSink, TestApp, link_token,
+    Browser, PASSWORD, SmtpSink, TestApp, TestClient, link_token,
     oauth::{OAuthClient, OAuthExt},
 };
 
-async fn list_grants(app: &TestApp, token: &str, query: &str) -> Vec<Value> {
+async fn list_grants(app: &TestClient, token: &str, query: &str) -> Vec<Value> {
     let body = app
         .request_as(token, "GET", &format!("/v1/oauth/grants{query}"))
         .send()
@@ -64,7 +64,7 @@ async fn ended_grant_is_rejected_on_every_node() {
 
 #[tokio::test]
 async fn user_disconnects_app_on_page() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -91,7 +91,7 @@ async fn user_disconnects_app_on_page() {
 
 #[tokio::test]
 async fn admin_manages_all_grants_and_members_only_their_own() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (dana, stranger) = (app.register("acme").await, app.register("widgets-inc").await);
     let member = app.add_member(&dana, "member").await;
     let client = app.register_client(json!({})).await;
@@ -182,7 +182,7 @@ async fn grant_follows_role_and_membership_of_user() {
 
 #[tokio::test]
 async fn grants_per_user_and_client_are_limited_to_fifty() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -248,7 +248,7 @@ async fn password_reset_ends_and_names_connected_apps() {
 
 #[tokio::test]
 async fn oauth_token_is_rejected_after_account_deletion() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use call2me_auth::env::Clock as _;
 use serde_json::json;
 
-use crate::fixture::{Browser, TestApp, oauth::OAuthExt};
+use crate::fixture::{Browser, TestApp, TestClient, oauth::OAuthExt};
 
 #[tokio::test]
 async fn registration_response_contains_registered_metadata() {
@@ -108,7 +108,7 @@ async fn invalid_registration_metadata_is_rejected() {
 
 #[tokio::test]
 async fn client_without_refresh_grant_gets_no_refresh_token() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({ "grant_types": ["authorization_code"] })).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;

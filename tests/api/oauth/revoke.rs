@@ -5,11 +5,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    Browser, TestApp,
+    Browser, TestApp, TestClient,
     oauth::{DEVICE_GRANT, OAuthClient, OAuthExt, decode_claims},
 };
 
-async fn issue_tokens(app: &TestApp, client: &OAuthClient) -> (String, Value) {
+async fn issue_tokens(app: &TestClient, client: &OAuthClient) -> (String, Value) {
     let dana = app.register("acme").await;
     let mut browser = Browser::signed_in(app, &dana.email).await;
     let tokens = app.obtain_tokens(&mut browser, client, &[("scope", "call2me:write")]).await;
@@ -73,7 +73,7 @@ async fn access_token_is_revoked_alone_and_refresh_token_with_grant() {
 
 #[tokio::test]
 async fn revoking_unknown_token_succeeds_and_foreign_token_fails() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (client, other) =
         (app.register_client(json!({})).await, app.register_confidential_client().await);
     let (dana, tokens) = issue_tokens(&app, &client).await;
@@ -163,7 +163,7 @@ async fn requests_of_authenticated_clients_are_logged_up_to_the_rate_limit() {
 
 #[tokio::test]
 async fn introspection_is_limited_to_related_clients() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let (client, stranger) =
         (app.register_confidential_client().await, app.register_confidential_client().await);
     let public = app.register_client(json!({})).await;

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::fixture::{
-    Browser, TestApp,
+    Browser, TestApp, TestClient,
     oauth::{CODE_VERIFIER, OAuthExt, basic_authorization, decode_claims, encode_form},
 };
 
 #[tokio::test]
 async fn code_works_once_and_reuse_with_verifier_ends_grant() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let (client, other) =
         (app.register_client(json!({})).await, app.register_client(json!({})).await);
@@ -192,7 +192,7 @@ async fn confidential_client_refresh_token_does_not_rotate() {
 
 #[tokio::test]
 async fn refresh_can_narrow_but_not_widen_scope() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::signed_in(&app, &dana.email).await;
@@ -217,7 +217,7 @@ async fn refresh_can_narrow_but_not_widen_scope() {
 
 #[tokio::test]
 async fn foreign_refresh_token_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let client = app.register_client(json!({})).await;
     let other = app.register_confidential_client().await;
@@ -239,7 +239,7 @@ async fn foreign_refresh_token_is_rejected() {
 
 #[tokio::test]
 async fn client_authenticates_with_exactly_one_method() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let (public, confidential) =
         (app.register_client(json!({})).await, app.register_confidential_client().await);
@@ -507,7 +507,7 @@ async fn tokens_per_grant_are_rate_limited() {
 
 #[tokio::test]
 async fn client_credentials_act_in_workspace_of_client() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let dana = app.register("acme").await;
     let body = json!({ "name": "Robot", "grant_types": ["client_credentials"], "scope": "write" });
     let created =
@@ -655,7 +655,7 @@ async fn oauth_token_cannot_manage_keys_clients_or_members() {
 
 #[tokio::test]
 async fn form_above_16_kib_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     for path in ["/oauth/token", "/oauth/revoke", "/oauth/introspect"] {
         let form = format!("client_id=x&token={}", "a".repeat(16 * 1024));
         let post = app.post(path).body("application/x-www-form-urlencoded", form.clone());
