@@ -5,6 +5,10 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 use crate::fixture::{
     Browser, Chromium, PASSWORD, SmtpSink, TestApp, TestClient, TestUser, eventually, link_token,
@@ -226,6 +230,43 @@ async fn check_page(browser: &Chromium, app: &TestApp, view: PageView<'_>) -> f6
     browser.set_javascript_enabled(true).await;
     browser.wait_for_text(pathname, expected_text).await;
     slowest
+}
+
+/// The parser of a browser on a busy machine pauses, as does a slow network, and the browser paints
+/// the part that it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn page_that_arrives_in_parts_does_not_shift() {
+    let page = TestClient::shared().get("/sign-in").send().await;
+    let (start, rest) = page.text.split_at(page.text.find("</svg>").unwrap());
+    let start = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/html; charset=utf-8\r\n\
+         content-security-policy: {}\r\nconnection: close\r\n\r\n{start}",
+        page.header("content-security-policy"),
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/sign-in", listener.local_addr().unwrap());
+    let rest = rest.to_owned();
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let (start, rest) = (start.clone(), rest.clone());
+            tokio::spawn(async move {
+                if connection.read(&mut [0; 4096]).await? == 0 {
+                    return Ok(());
+                }
+                connection.write_all(start.as_bytes()).await?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                connection.write_all(rest.as_bytes()).await
+            });
+        }
+    });
+    let browser = Chromium::start().await;
+    browser.set_viewport(WIDE, false).await;
+    browser.open(&url).await;
+    browser.wait_for_text("/sign-in", "Sign in").await;
+    let (_, shift, moved) = web_vitals(&browser).await;
+    assert!(shift <= 0.0, "the page shifts by {shift}: {moved}");
+    server.abort();
 }
 
 /// Checks every page as an owner and as a viewer.
