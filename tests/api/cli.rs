@@ -265,12 +265,8 @@ async fn serve_migrates_empty_database_and_rejects_other_key() {
 #[tokio::test]
 async fn service_role_needs_owner_only_for_migrations() {
     let database = cluster().empty_database().await;
-    let mut connection = database.connect().await;
     // The role exists: it was created when the template database was migrated.
-    sqlx::raw_sql("ALTER ROLE call2me_auth_app LOGIN PASSWORD 'app'")
-        .execute(&mut connection)
-        .await
-        .unwrap();
+    cluster().enable_app_role_login().await;
     let app_url = database.url.replace("postgres:test@", "call2me_auth_app:app@");
     let output = run(serve().env("DATABASE_URL", &app_url));
     assert_refused(&output, "run `call2me-auth migrate`");
@@ -307,10 +303,8 @@ async fn serve_refuses_schema_of_another_version() {
     ] {
         let database = cluster().database().await;
         let mut connection = database.connect().await;
-        let login = "ALTER ROLE call2me_auth_app LOGIN PASSWORD 'app'";
-        for sql in [login, &sql] {
-            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-        }
+        cluster().enable_app_role_login().await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
         let app_url = database.url.replace("postgres:test@", "call2me_auth_app:app@");
         assert_refused(&run(serve().env("DATABASE_URL", &app_url)), app_reason);
         if let Some(reason) = owner_reason {
