@@ -15,15 +15,18 @@ use crate::cli::dev::files::write_private;
 /// `pg_hba.conf` of a cluster for tests. They make thousands of connections, of which the rounds of
 /// SCRAM would be half of the CPU time: the client computes them with the method `scram-sha-256`,
 /// and the server with `password`.
-const TEST_AUTHENTICATION: &str = "host all postgres 127.0.0.1/32 trust\n\
+const TEST_AUTHENTICATION: &str = "host all,replication postgres 127.0.0.1/32 trust\n\
                                    host all all 127.0.0.1/32 password\n";
 
 /// The folder of `postgres` and `initdb`.
-pub(super) struct Binaries(PathBuf);
+pub struct Binaries(PathBuf);
 
 impl Binaries {
     /// Finds the first folder that has both programs, in the version that created the data.
-    pub(super) fn find(data: &Path) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// A message of one line for the operator.
+    pub fn find(data: &Path) -> Result<Self, String> {
         let version = fs::read_to_string(data.join("PG_VERSION")).ok();
         let version = version.as_deref().map(str::trim);
         let installed: Vec<_> = candidates()
@@ -44,7 +47,17 @@ impl Binaries {
         }
     }
 
-    pub(super) fn init_cluster(
+    /// Returns the path of a program of PostgreSQL, such as `pg_basebackup`.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Initializes `data`, a folder in `folder`. The superuser gets this password.
+    ///
+    /// # Errors
+    /// A message of one line for the operator.
+    pub fn init_cluster(
         &self,
         folder: &Path,
         data: &Path,
@@ -66,7 +79,7 @@ impl Binaries {
         for path in [&fresh, &password_file] {
             identity.chown_to_user(path).map_err(io)?;
         }
-        let mut command = identity.command(&self.0.join("initdb"));
+        let mut command = identity.command(&self.program("initdb"));
         command
             .arg("-D")
             .arg(&fresh)
@@ -98,7 +111,7 @@ impl Binaries {
         identity: &ProcessUser,
         durable: bool,
     ) -> Command {
-        let mut command = identity.command_with_parent_death_signal(&self.0.join("postgres"));
+        let mut command = identity.command_with_parent_death_signal(&self.program("postgres"));
         command
             .arg("-D")
             .arg(data)

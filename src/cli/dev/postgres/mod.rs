@@ -21,7 +21,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::{binaries::Binaries, process_user::ProcessUser};
+pub use self::{binaries::Binaries, process_user::ProcessUser};
 use super::files::private_file;
 
 /// The superuser of the cluster.

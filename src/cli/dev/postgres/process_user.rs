@@ -10,7 +10,7 @@ use std::{
 use rustix::process::geteuid;
 
 /// The user that PostgreSQL runs as.
-pub(super) struct ProcessUser {
+pub struct ProcessUser {
     /// Uid, gid and name of the user to switch to; `None` to stay the current user.
     user: Option<(u32, u32, &'static str)>,
     /// True if the user needs `CAP_DAC_READ_SEARCH` to reach the folder through directories that
@@ -19,7 +19,11 @@ pub(super) struct ProcessUser {
 }
 
 impl ProcessUser {
-    pub(super) fn for_folder(folder: &Path) -> Result<Self, String> {
+    /// Chooses a user that can enter `folder`.
+    ///
+    /// # Errors
+    /// A message of one line for the operator.
+    pub fn for_folder(folder: &Path) -> Result<Self, String> {
         if !geteuid().is_root() {
             return Ok(Self { user: None, needs_read_search: false });
         }
@@ -66,7 +70,11 @@ impl ProcessUser {
         ))
     }
 
-    pub(super) fn chown_to_user(&self, path: &Path) -> io::Result<()> {
+    /// Makes the user the owner of a file or folder.
+    ///
+    /// # Errors
+    /// [`io::Error`] of the system call.
+    pub fn chown_to_user(&self, path: &Path) -> io::Result<()> {
         match self.user {
             Some((uid, gid, _)) => chown(path, Some(uid), Some(gid)),
             None => Ok(()),
@@ -74,7 +82,8 @@ impl ProcessUser {
     }
 
     /// Builds a command that runs a program as this user.
-    pub(super) fn command(&self, program: &Path) -> Command {
+    #[must_use]
+    pub fn command(&self, program: &Path) -> Command {
         let mut command = if self.user.is_some() {
             let mut command = Command::new("setpriv");
             self.add_flags(&mut command);
@@ -90,7 +99,8 @@ impl ProcessUser {
 
     /// Builds a command that runs a program as this user, and that gets SIGINT, the signal of a
     /// fast shutdown, when the parent dies.
-    pub(super) fn command_with_parent_death_signal(&self, program: &Path) -> Command {
+    #[must_use]
+    pub fn command_with_parent_death_signal(&self, program: &Path) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "INT"]);
         self.add_flags(&mut command);
