@@ -47,8 +47,10 @@ fn run_on(machine: &Path, arguments: &[&str]) -> Output {
 #[test]
 fn missing_rust_is_reported_before_build() {
     let machine = bare_machine();
-    for script in ["scripts/dev", "scripts/test", "scripts/prepare", "scripts/bench"] {
-        let output = run_on(machine.path(), &[script]);
+    for script in
+        ["dev", "test", "prepare", "bench", "faults"].map(|name| format!("scripts/{name}"))
+    {
+        let output = run_on(machine.path(), &[&script]);
         assert_failure(
             &output,
             1,

@@ -20,7 +20,8 @@ async fn clients_leave_descriptors_for_postgresql() {
     let cluster = Cluster::start(false).await;
     let settings = [("database.max_connections", "16"), ("server.header_timeout_seconds", "3600")];
     let url = cluster.node_url();
-    let mut node = Node::start_with_open_files("node", &url, &settings, OPEN_FILES).await;
+    let limit = format!("--nofile={OPEN_FILES}:{OPEN_FILES}");
+    let mut node = Node::start_through(&["prlimit", &limit], "node", &url, &settings).await;
     node.wait_for_log("server.max_connections is lowered").await;
     // Keeps its connection while the others connect.
     node.http = reqwest::Client::builder().pool_idle_timeout(None).build().unwrap();
@@ -56,7 +57,8 @@ async fn one_address_leaves_connections_to_others() {
     let cluster = Cluster::start(false).await;
     let settings = [("server.header_timeout_seconds", "3600")];
     let url = cluster.node_url();
-    let node = Node::start_with_open_files("node", &url, &settings, OPEN_FILES).await;
+    let limit = format!("--nofile={OPEN_FILES}:{OPEN_FILES}");
+    let node = Node::start_through(&["prlimit", &limit], "node", &url, &settings).await;
     let clients = (0..400).map(|_| connect_from(&node, 2));
     let _idle: Vec<TcpStream> = stream::iter(clients).buffered(32).collect().await;
     for host in 3..8 {

@@ -5,16 +5,22 @@
 //! condition and fail after a timeout that no machine needs.
 
 mod client_metadata_documents;
+mod database_clock;
 mod database_errors;
 mod descriptors;
+mod failover;
 mod fixture;
 mod forward_auth;
+mod histories;
 mod lost_commit_responses;
 mod mail_tls;
 mod network_partition;
 mod node_loss;
 mod outage;
+mod read_only_spell;
 mod revocation;
+#[expect(dead_code, unused_imports, reason = "`./scripts/faults` runs those without a test")]
+mod scenarios;
 mod sign_in_burst;
 mod signing_keys;
 mod slow_readers;

@@ -161,6 +161,11 @@ async fn benchmarks_commands_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn faults_commands_work() {
+    Page::read("docs/faults.md").run(&mut Shell::start(&[]).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn guarantees_commands_work() {
     Page::read("docs/guarantees.md").run(&mut Shell::start(&[]).await).await;
 }

@@ -20,7 +20,7 @@ use super::stand_ins;
 use crate::fixture::{TestClock, python, with_timeout};
 
 /// Scripts that stand-ins replace, because they build or run everything.
-const REPLACED_SCRIPTS: [&str; 5] = ["bench", "dev", "prepare", "test", "walkthrough"];
+const REPLACED_SCRIPTS: [&str; 6] = ["bench", "dev", "faults", "prepare", "test", "walkthrough"];
 
 /// The folder of the repository, as documents call it.
 const DOCUMENTED_FOLDER: &str = "/home/dana/call2me-auth";

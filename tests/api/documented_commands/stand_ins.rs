@@ -13,6 +13,9 @@ use crate::fixture::files_in;
 #[path = "../../../benches/bench/options.rs"]
 #[expect(dead_code, reason = "only the parser is used")]
 mod bench_options;
+#[path = "../../faults/report/options.rs"]
+#[expect(dead_code, reason = "only the parser is used")]
+mod fault_options;
 
 /// The integration tests with their modules, as `cargo test` names them.
 static TESTS: LazyLock<Vec<String>> = LazyLock::new(|| {
@@ -40,6 +43,7 @@ pub fn commands_in_place_of(program: &str, arguments: &[&str], folder: &Path) ->
         ("./scripts/walkthrough", []) => Some("$REPOSITORY/scripts/walkthrough $URL".to_owned()),
         ("./scripts/prepare", [] | ["--check"]) => Some(done),
         ("./scripts/bench", arguments) => is_bench_option(arguments).then_some(done),
+        ("./scripts/faults", arguments) => is_fault_option(arguments).then_some(done),
         _ => None,
     };
     commands.unwrap_or_else(|| panic!("{program} does not accept {arguments:?}"))
@@ -59,6 +63,12 @@ fn run_dev(arguments: &[&str], folder: &Path) -> String {
 fn is_bench_option(arguments: &[&str]) -> bool {
     let words = ["bench"].iter().chain(arguments);
     let parsed = bench_options::Options::try_parse_from(words);
+    parsed.is_ok() || arguments == ["--help"]
+}
+
+fn is_fault_option(arguments: &[&str]) -> bool {
+    let words = ["faults"].iter().chain(arguments);
+    let parsed = fault_options::Options::try_parse_from(words);
     parsed.is_ok() || arguments == ["--help"]
 }
 
