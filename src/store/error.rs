@@ -174,6 +174,18 @@ fn describe(error: &sqlx::Error) -> String {
         .unwrap_or_else(|| error.to_string())
 }
 
+/// True if PostgreSQL or a proxy has closed the connection, so that another one may work. The
+/// SQLSTATEs are those of a session that an administrator, a crash or a timeout ended.
+pub(super) fn is_closed(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => {
+            matches!(error.code().as_deref(), Some("57P01" | "57P02" | "57P05"))
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

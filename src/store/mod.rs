@@ -242,14 +242,21 @@ impl Store {
     ) -> Result<Tx, StoreError> {
         let (workspace, user) = (workspace.map(Id::uuid), user.map(Id::uuid));
         let begin = || self.context.begin_statement(begin_statement, workspace, user);
-        let (inner, binding) = match self.send_begin(begin()).await {
-            Err(BeginError::Refused(error)) if context::is_expired(&error) => {
-                self.context.renew(&self.pools, Instant::now()).await?;
-                self.send_begin(begin()).await?
+        let mut is_renewed = false;
+        // Each attempt removes a closed connection from the pool, and all idle ones may be closed.
+        let [PoolUsage { idle, .. }, _] = self.pools.usage();
+        let mut retries = idle.max(1);
+        let (inner, binding) = loop {
+            match self.send_begin(begin()).await {
+                Err(BeginError::Refused(error)) if context::is_expired(&error) && !is_renewed => {
+                    self.context.renew(&self.pools, Instant::now()).await?;
+                    is_renewed = true;
+                }
+                Err(BeginError::Refused(error)) if retries > 0 && error::is_closed(&error) => {
+                    retries -= 1;
+                }
+                result => break result?,
             }
-            // PostgreSQL or a proxy has closed the connection.
-            Err(BeginError::Refused(sqlx::Error::Io(_))) => self.send_begin(begin()).await?,
-            result => result?,
         };
         let (pools, context, permit) = (self.pools.clone(), self.context.clone(), None);
         Ok(Tx { inner, pools, binding, context, workspace, user, _permit: permit })
@@ -410,6 +417,8 @@ fn session_options(connect: PgConnectOptions, options: &Pool) -> PgConnectOption
         .options([("statement_timeout", millis(options.statement_timeout))])
         .options([("lock_timeout", millis(options.statement_timeout / 2))])
         .options([("idle_in_transaction_session_timeout", "60000")])
+        // The pools keep idle connections. Those of a lookup or a lease are not tested before use.
+        .options([("idle_session_timeout", "0")])
         // No schema of the role's name comes first, and temporary objects shadow no others.
         .options([("search_path", "public,pg_temp")])
         // JIT compilation of a plan whose cost is overestimated takes half a second.
