@@ -127,8 +127,8 @@ impl DerefMut for AdminTx<'_> {
 
 /// Reads the rights of a caller in a transaction that has locked the workspace.
 ///
-/// Sessions and grants are not locked: all changes lock memberships, then users, then sessions, and
-/// this one may have to lock a user later.
+/// Sessions and grants are not locked. Every transaction locks memberships first, then users, then
+/// sessions, so that no two wait for each other. This one may still have to lock a user.
 async fn current_rights(tx: &mut Tx, caller: &Caller) -> Result<AdminRights, AdminLockError> {
     let workspace = caller.workspace();
     let (user, lacks_second_factor) = match &caller.principal.credential {

@@ -141,13 +141,37 @@ async fn list_set_roles(
     Ok(ListPage::from_overfetch(members, limit))
 }
 
+/// A key that is not revoked.
+struct ActiveKeyRow {
+    id: ApiKeyId,
+    name: String,
+    scope: Scope,
+    created_at: OffsetDateTime,
+    created_by: Option<String>,
+    disabled_at: Option<OffsetDateTime>,
+}
+
+impl From<ActiveKeyRow> for DescendantKey {
+    fn from(row: ActiveKeyRow) -> Self {
+        Self {
+            id: row.id,
+            name: row.name,
+            scope: row.scope,
+            status: KeyStatus::of_times(row.disabled_at, None),
+            created_at: row.created_at,
+            created_by: row.created_by,
+        }
+    }
+}
+
 async fn list_widened_keys(
     tx: &mut Tx,
     workspace: WorkspaceId,
     source: AccessSource,
     limit: i64,
 ) -> Result<ListPage<DescendantKey>, StoreError> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        ActiveKeyRow,
         r#"SELECT id AS "id: ApiKeyId", name, scope AS "scope: Scope", created_at, created_by,
                   disabled_at
            FROM api_keys
@@ -164,15 +188,7 @@ async fn list_widened_keys(
     )
     .fetch_all(tx.conn())
     .await?;
-    let keys = rows.into_iter().map(|row| DescendantKey {
-        id: row.id,
-        name: row.name,
-        scope: row.scope,
-        status: KeyStatus::of_times(row.disabled_at, None),
-        created_at: row.created_at,
-        created_by: row.created_by,
-    });
-    Ok(ListPage::from_overfetch(keys.collect(), limit))
+    Ok(ListPage::from_overfetch(rows.into_iter().map(DescendantKey::from).collect(), limit))
 }
 
 async fn list_keys(
@@ -181,7 +197,8 @@ async fn list_keys(
     key: ApiKeyId,
     limit: i64,
 ) -> Result<ListPage<DescendantKey>, StoreError> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        ActiveKeyRow,
         r#"SELECT id AS "id: ApiKeyId", name, scope AS "scope: Scope", created_at, created_by,
                   disabled_at
            FROM api_keys
@@ -194,15 +211,7 @@ async fn list_keys(
     )
     .fetch_all(tx.conn())
     .await?;
-    let keys = rows.into_iter().map(|row| DescendantKey {
-        id: row.id,
-        name: row.name,
-        scope: row.scope,
-        status: KeyStatus::of_times(row.disabled_at, None),
-        created_at: row.created_at,
-        created_by: row.created_by,
-    });
-    Ok(ListPage::from_overfetch(keys.collect(), limit))
+    Ok(ListPage::from_overfetch(rows.into_iter().map(DescendantKey::from).collect(), limit))
 }
 
 /// Lists the OAuth clients among the descendants of a key, newest first.

@@ -290,7 +290,7 @@ async fn set_role(app: &TestApp, by: &TestUser, user: &TestUser, role: &str) -> 
     app.request_as(&by.access_token, "PATCH", &path).json(json!({ "role": role })).send().await
 }
 
-/// Whatever the stranger sets up in the days after the verification, its end is the reset.
+/// The reset ends all access that the stranger sets up in the days after the verification.
 #[tokio::test]
 async fn reset_within_a_week_ends_everything_of_a_stranger() {
     let (app, sink) = start_with_mail().await;

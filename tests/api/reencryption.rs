@@ -254,7 +254,7 @@ async fn running_node_stops_reading_with_discarded_key() {
     assert_eq!(app.get(&format!("/verify-email?token={link}")).send().await.status, 200);
 }
 
-/// Whoever injects SQL can register a node with a leaked key, and renew its lease.
+/// Injected SQL can register a node with a leaked key, and renew its lease.
 #[tokio::test]
 async fn injected_registration_does_not_keep_discarded_key() {
     let sink = SmtpSink::start();

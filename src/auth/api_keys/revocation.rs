@@ -416,8 +416,8 @@ impl ApiKeys {
     }
 
     /// Ends the secrets and the redirect URIs that a key and its descendants added to OAuth clients
-    /// of others. Whoever has one may have got access with it, so what a client was granted since
-    /// ends too. Returns `None` if there are none.
+    /// of other creators. The holder of the key may have used them, so the grants that such a
+    /// client got since then end too. Returns `None` if there are none.
     async fn restore_clients(
         &self,
         tx: &mut AdminTx<'_>,

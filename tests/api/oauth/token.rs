@@ -429,7 +429,7 @@ async fn missing_second_factor_suspends_tokens_and_ends_no_grant() {
 }
 
 /// A client id is public. A flood of wrong secrets leaves a few events and a count in the log of
-/// the client's workspace, whatever endpoint it uses.
+/// the client's workspace, at each endpoint.
 #[tokio::test]
 async fn flood_of_wrong_client_secrets_does_not_fill_audit_log() {
     let app = TestApp::start().await;

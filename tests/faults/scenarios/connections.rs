@@ -127,11 +127,5 @@ pub async fn run_with_pooler(mode: PoolMode, scale: Scale) -> Figures {
     sleep(scale.pick(Duration::from_secs(4), Duration::from_secs(15))).await;
     let fault = deployment.recorder.now();
     server.execute(TERMINATE_NODES).await;
-    let has_recovered = deployment.wait_until_recovered().await;
-    let until = deployment.recorder.now();
-    let [good, revoked] = load.finish().await;
-    deployment.observe(&[good, revoked].concat(), Duration::ZERO).await;
-    let (history, events) = deployment.finish(&[&server]).await;
-    let recovery = recovery_time(&history, fault, until).filter(|_| has_recovered);
-    Figures::of(title, &history, Some(&events), Recovery::from(recovery))
+    load.finish_scenario(title, &deployment, &server, fault).await
 }

@@ -159,11 +159,11 @@ impl Figures {
     /// The head of the table.
     pub const HEAD: [&str; 8] = [
         "operations",
-        "accepted after 204",
-        "401 for a good one",
+        "accepted after 204 (responses)",
+        "valid credential refused",
         "other status",
-        "events lost",
-        "revived",
+        "events lost or doubled",
+        "accepted after 204 (credentials)",
         "503",
         "time to recover",
     ];

@@ -9,8 +9,14 @@ use std::{
 
 use tokio::{task::JoinSet, time::sleep};
 
-use super::deployment::{Deployment, WORKSPACE};
-use crate::faults::histories::{Action, Client, Credential, Operation, Reply};
+use super::{
+    deployment::{Deployment, WORKSPACE},
+    figures::{Figures, Recovery},
+};
+use crate::faults::{
+    fixture::Server,
+    histories::{Action, Client, Credential, Operation, Reply, recovery_time},
+};
 
 /// The number of good credentials that a worker keeps, and of revoked ones.
 const KEPT: usize = 5;
@@ -66,6 +72,24 @@ impl CredentialLoad {
             revoked.extend(worker.revoked);
         }
         [good, revoked]
+    }
+
+    /// Waits for the recovery from a fault on one server, stops the workers, and uses their
+    /// credentials once more. Returns the figures of the scenario.
+    pub async fn finish_scenario(
+        self,
+        title: impl Into<String>,
+        deployment: &Deployment,
+        server: &Server,
+        fault: Duration,
+    ) -> Figures {
+        let has_recovered = deployment.wait_until_recovered().await;
+        let until = deployment.recorder.now();
+        let credentials = self.finish().await.concat();
+        deployment.observe(&credentials, Duration::ZERO).await;
+        let (history, events) = deployment.finish(&[server]).await;
+        let recovery = recovery_time(&history, fault, until).filter(|_| has_recovered);
+        Figures::of(title, &history, Some(&events), Recovery::from(recovery))
     }
 }
 

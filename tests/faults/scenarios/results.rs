@@ -64,12 +64,22 @@ impl Results {
         self.rows.remove(name);
     }
 
-    /// Renders the tables, with a row for each of these scenarios that has results.
+    /// Renders the tables, with a row for each of these scenarios that has results. Names those
+    /// that have none.
     pub fn render(&self, scenarios: &[Scenario]) -> String {
         let tables = scenarios
             .chunk_by(|one, next| one.table == next.table)
             .map(|table| self.render_table(table));
-        let head = format!("{SECTION}\n\n{}", wrap(&self.machine));
+        let missing: Vec<_> = scenarios
+            .iter()
+            .filter(|scenario| !self.rows.contains_key(scenario.name))
+            .map(|scenario| format!("`{}`", scenario.name))
+            .collect();
+        let mut head = format!("{SECTION}\n\n{}", wrap(&self.machine));
+        if !missing.is_empty() {
+            head.push('\n');
+            head.push_str(&wrap(&format!("Not measured yet: {}.", missing.join(", "))));
+        }
         iter::once(head).chain(tables).collect()
     }
 
@@ -173,6 +183,9 @@ mod tests {
         let row = |name, time| format!("\n| `{name}` | 0 | 0 | 0 | 0 | 0 | 0 | 0 | {time} |\n");
         let rows = [row(one, "2.0 s"), row(other, "3.0 s")].map(|row| document.find(row.trim()));
         assert!(rows.is_sorted() && rows[0].is_some(), "{document}");
+        let (_, missing) = document.split_once("Not measured yet: ").unwrap();
+        let missing = missing.split("\n\n").next().unwrap();
+        assert!(missing.contains(scenarios[2].name) && !missing.contains(one), "{document}");
         assert!(document.contains(&format!("\n- `{one}`: a long note a long")), "{document}");
         assert!(
             document.lines().all(|line| line.starts_with('|') || line.len() <= COLUMNS),
@@ -187,6 +200,11 @@ mod tests {
         let results = Results::read(String::new(), &document);
         for name in results.rows.keys() {
             assert!(scenarios().iter().any(|it| it.name == name), "there is no scenario {name}");
+        }
+        let (_, section, _) = split(&document);
+        for scenario in scenarios() {
+            let name = format!("`{}`", scenario.name);
+            assert!(section.contains(&name), "{name} has neither results nor a note");
         }
     }
 }

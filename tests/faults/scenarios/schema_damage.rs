@@ -5,13 +5,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{
-    Scale,
-    deployment::Deployment,
-    figures::{Figures, Recovery},
-    load::CredentialLoad,
-};
-use crate::faults::{fixture::Server, histories::recovery_time};
+use super::{Scale, deployment::Deployment, figures::Figures, load::CredentialLoad};
+use crate::faults::fixture::Server;
 
 /// A damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,11 +60,5 @@ pub async fn run(damage: Damage, scale: Scale) -> Figures {
     server.execute(cause).await;
     sleep(scale.pick(Duration::from_secs(3), Duration::from_secs(10))).await;
     server.execute(repair).await;
-    let has_recovered = deployment.wait_until_recovered().await;
-    let until = deployment.recorder.now();
-    let [good, revoked] = load.finish().await;
-    deployment.observe(&[good, revoked].concat(), Duration::ZERO).await;
-    let (history, events) = deployment.finish(&[&server]).await;
-    let recovery = recovery_time(&history, fault, until).filter(|_| has_recovered);
-    Figures::of(title, &history, Some(&events), Recovery::from(recovery))
+    load.finish_scenario(title, &deployment, &server, fault).await
 }
