@@ -260,6 +260,49 @@ CREATE FUNCTION uuidv7_timestamp(p_id uuid) RETURNS timestamptz
     $$;
 
 ------------------------------------------------------------------------------------------------
+-- Values that every node can read
+--
+-- A node reads rows of many workspaces in one query, so a value that it cannot decode would cost
+-- all of them their answer. The checks on tables refuse such values, also of injected SQL. The last
+-- file adds those of times, arrays and JSON to all columns.
+
+-- True for a time that a node can decode, and to which it can add any duration of its settings.
+CREATE FUNCTION is_supported_time(p_time timestamptz) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT p_time >= '0001-01-01 00:00:00+00' AND p_time < '9000-01-01 00:00:00+00' $$;
+
+-- True for an array of one dimension that starts at 1 and has no NULL.
+CREATE FUNCTION is_plain_array(p_array anyarray) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+        SELECT CASE WHEN coalesce(array_ndims(p_array), 1) > 1 THEN false
+                    ELSE coalesce(array_lower(p_array, 1), 1) = 1
+                         AND array_position(p_array, NULL) IS NULL END
+    $$;
+
+-- True for JSON that a node can parse: no number that is out of range of a double, and no deep
+-- nesting.
+CREATE FUNCTION is_readable_json(p_json jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+        SELECT p_json = '{}' OR NOT (
+            p_json @? '$.** ? (@.type() == "number" && (@ > 1e300 || @ < -1e300))'
+            OR p_json @? '$.**{100 to last}')
+    $$;
+
+-- True if no text is longer than this, so that an index can hold each.
+CREATE FUNCTION are_at_most(p_texts text[], p_max_bytes integer) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+        SELECT coalesce(max(octet_length(text)), 0) <= p_max_bytes FROM unnest(p_texts) AS text
+    $$;
+
+REVOKE ALL ON FUNCTION is_supported_time, is_plain_array, is_readable_json, are_at_most
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION is_supported_time, is_plain_array, is_readable_json, are_at_most
+    TO call2me_auth_app;
+
+------------------------------------------------------------------------------------------------
 -- Deletion of old rows
 --
 -- The role calls the prune functions, so injected SQL can too. They take the time of the service,

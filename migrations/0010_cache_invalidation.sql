@@ -41,7 +41,8 @@ CREATE TABLE nodes (
     -- node gave it up; its row is then not that of the next attempt.
     registration integer,
     acknowledged_generation bigint NOT NULL,
-    lease interval NOT NULL,
+    -- Bounded, so that no sum with it is out of range.
+    lease interval NOT NULL CHECK (lease BETWEEN interval '0' AND interval '1 day'),
     -- Counts the renewals. A lease has expired if this number has stood still for longer than the
     -- lease, on the clock of the node that watches it.
     renewals bigint NOT NULL DEFAULT 0,

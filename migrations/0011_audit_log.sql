@@ -72,7 +72,15 @@ CREATE TABLE audit_outbox (
         cardinality(usage_status_classes), cardinality(usage_outcomes), cardinality(usage_ips),
         cardinality(usage_user_agents), cardinality(usage_last_methods),
         cardinality(usage_last_paths), cardinality(usage_first_event_ids),
-        cardinality(usage_last_event_ids), cardinality(usage_requests)]))
+        cardinality(usage_last_event_ids), cardinality(usage_requests)])),
+    -- The counts that the sealer adds up are in range, also after many entries, and its indexes can
+    -- hold these texts. Ids with a time before the year 9000: see is_supported_time().
+    CHECK (0 <= ALL (usage_requests) AND 1000000000 >= ALL (usage_requests)),
+    CHECK ('c9c467c9-0400-0000-0000-000000000000' > ALL (usage_first_event_ids)),
+    CHECK ('c9c467c9-0400-0000-0000-000000000000' > ALL (usage_last_event_ids)),
+    CHECK (are_at_most(usage_route_groups, 512)),
+    CHECK (are_at_most(usage_scopes, 512)),
+    CHECK (are_at_most(usage_user_agents, 1024))
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 -- Written once, read once, and not compressible.
 ALTER TABLE audit_outbox ALTER workspace_ids SET STORAGE EXTERNAL,
@@ -110,7 +118,8 @@ CREATE TABLE audit_chain_heads (
 CREATE TABLE unknown_credential_counts (
     address inet NOT NULL,
     minute timestamptz NOT NULL,
-    attempts bigint NOT NULL,
+    -- The service counts up to this maximum.
+    attempts bigint NOT NULL CHECK (attempts BETWEEN 0 AND 1000000000000000),
     PRIMARY KEY (minute, address)
 );
 
@@ -247,10 +256,10 @@ CREATE FUNCTION prune_unknown_credential_counts() RETURNS void
 ------------------------------------------------------------------------------------------------
 -- Sealing
 
--- Returns the oldest outbox entries after an entry: at most `p_max_entries` of them, and no more
--- once they hold `p_max_events` events. Entries become visible in any order.
+-- Returns the oldest outbox entries after an entry, without those to skip: at most `p_max_entries`
+-- of them, and no more once they hold `p_max_events` events. Entries become visible in any order.
 CREATE FUNCTION list_outbox_entries_after(
-    p_entry_id bigint, p_max_entries integer, p_max_events integer
+    p_entry_id bigint, p_skipped_ids bigint[], p_max_entries integer, p_max_events integer
 )
     RETURNS TABLE (id bigint, oldest_event_at timestamptz, workspace_ids uuid[], event_ids uuid[],
                    digests bytea)
@@ -261,10 +270,18 @@ CREATE FUNCTION list_outbox_entries_after(
             SELECT oldest.*,
                    sum(cardinality(oldest.event_ids)) OVER (ORDER BY oldest.id)
                        - cardinality(oldest.event_ids) AS events_before
-            FROM (SELECT * FROM audit_outbox WHERE audit_outbox.id > p_entry_id
+            FROM (SELECT * FROM audit_outbox
+                  WHERE audit_outbox.id > p_entry_id AND audit_outbox.id <> ALL (p_skipped_ids)
                   ORDER BY audit_outbox.id LIMIT p_max_entries) oldest
         ) entry
         WHERE entry.events_before < p_max_events ORDER BY entry.id
+    $$;
+
+-- Returns the id of the first of these entries.
+CREATE FUNCTION find_outbox_entry_after(p_entry_id bigint, p_skipped_ids bigint[]) RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT min(id) FROM audit_outbox WHERE id > p_entry_id AND id <> ALL (p_skipped_ids)
     $$;
 
 CREATE FUNCTION find_chain_heads(p_workspace_ids uuid[])
@@ -409,10 +426,10 @@ CREATE FUNCTION list_pending_prune_events(
     $$;
 
 REVOKE ALL ON FUNCTION create_audit_partition, append_audit_events,
-    prune_unknown_credential_counts, list_outbox_entries_after, find_chain_heads,
-    append_chain_segments, list_audited_workspaces, list_unsealed_event_ids, outbox_bounds,
+    prune_unknown_credential_counts, list_outbox_entries_after, find_outbox_entry_after,
+    find_chain_heads, append_chain_segments, list_audited_workspaces, list_unsealed_event_ids, outbox_bounds,
     list_pending_prune_events FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION create_audit_partition, append_audit_events,
-    prune_unknown_credential_counts, list_outbox_entries_after, find_chain_heads,
-    append_chain_segments, list_audited_workspaces, list_unsealed_event_ids, outbox_bounds,
+    prune_unknown_credential_counts, list_outbox_entries_after, find_outbox_entry_after,
+    find_chain_heads, append_chain_segments, list_audited_workspaces, list_unsealed_event_ids, outbox_bounds,
     list_pending_prune_events TO call2me_auth_app;

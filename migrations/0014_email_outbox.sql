@@ -3,9 +3,9 @@
 -- The transaction that causes an email inserts it, without any secret. It is deleted once sent.
 CREATE TABLE email_outbox (
     id uuid PRIMARY KEY,
-    message jsonb NOT NULL,
-    -- The address in lower case, by which emails are limited.
-    recipient text NOT NULL,
+    message jsonb NOT NULL CHECK (pg_column_size(message) <= 1048576),
+    -- The address in lower case, by which emails are limited. An index of counts holds it.
+    recipient text NOT NULL CHECK (octet_length(recipient) <= 1024),
     -- 'verification' and 'reset': links. 'account': a change of the recipient's account.
     -- 'workspace': a change in a workspace. 'invitation': an invitation to one.
     class text NOT NULL
@@ -33,7 +33,7 @@ CREATE TABLE email_counts (
 CREATE INDEX email_counts_since_idx ON email_counts (since);
 
 -- The role may add emails. The functions below read and delete those of all workspaces.
-GRANT INSERT ON email_outbox TO call2me_auth_app;
+GRANT INSERT (id, message, recipient, class) ON email_outbox TO call2me_auth_app;
 
 -- Counts an email to an address. Returns false if the email must not be sent: the address has
 -- received too many of its class within an hour, or it belongs to an account that has not verified

@@ -9,6 +9,7 @@
 
 use std::{
     collections::BTreeMap,
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -16,10 +17,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::{
     env::Env,
@@ -61,6 +63,9 @@ pub struct Sealer {
     cursor: OutboxCursor,
     /// The current batch size: halved after a failure, doubled after a success.
     batch_size: BatchSize,
+    /// Entries that cannot be sealed: the others must not wait for them. Each full scan tries them
+    /// again.
+    skipped: Vec<i64>,
 }
 
 /// The maximum size of a batch.
@@ -72,6 +77,7 @@ struct BatchSize {
 
 impl BatchSize {
     const FULL: Self = Self { entries: MAX_ENTRIES, events: MAX_EVENTS };
+    const ONE: Self = Self { entries: 1, events: 1 };
 
     fn half(self) -> Self {
         Self { entries: (self.entries / 2).max(1), events: (self.events / 2).max(1) }
@@ -117,7 +123,7 @@ impl Sealer {
     #[must_use]
     pub fn new(store: Store, env: Env, counts: Arc<SealCounts>) -> Self {
         let cursor = OutboxCursor::default();
-        Self { store, env, counts, cursor, batch_size: BatchSize::FULL }
+        Self { store, env, counts, cursor, batch_size: BatchSize::FULL, skipped: Vec::new() }
     }
 
     /// Seals events until `stopping` is cancelled.
@@ -145,18 +151,33 @@ impl Sealer {
     /// if `stopping` is cancelled or the node cannot use the schema.
     ///
     /// # Errors
-    /// [`StoreError`] if a query fails; the next call then uses half the batch size.
+    /// [`StoreError`] if a query fails; the next call then uses half the batch size. If PostgreSQL
+    /// refuses the data of an entry, the next calls seal one entry at a time, until they have found
+    /// it; then it is skipped.
     pub async fn seal_all(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
         while !stopping.is_cancelled() && self.store.is_schema_compatible() {
+            let last_full_scan = self.cursor.last_full_scan;
             let after = self.cursor.next(self.env.clock.monotonic());
+            if self.cursor.last_full_scan != last_full_scan {
+                self.skipped.clear();
+            }
             match self.seal_batch(after).await {
                 Ok(Some(SealProgress::FullBatch)) => {}
                 // Entries that arrived meanwhile wait for the next scan and form a larger batch.
                 Ok(_) => return Ok(()),
-                Err(error) => {
+                Err(error) if !(error.is_unreadable() || error.is_data_refused()) => {
                     // The batch may have been too large.
                     self.batch_size = self.batch_size.half();
                     return Err(error);
+                }
+                Err(error) if self.batch_size.entries == 1 => {
+                    let entry = self.store.find_outbox_entry_after(after, &self.skipped).await?;
+                    error!(%error, entry, "cannot seal an entry of the audit outbox; skipping it");
+                    self.skipped.extend(entry);
+                }
+                Err(error) => {
+                    warn!(%error, "cannot seal a batch of audit events; sealing one at a time");
+                    self.batch_size = BatchSize::ONE;
                 }
             }
         }
@@ -165,14 +186,16 @@ impl Sealer {
 
     /// Seals a batch of the oldest entries after this one. `None` if another node is sealing.
     async fn seal_batch(&mut self, after: i64) -> Result<Option<SealProgress>, StoreError> {
-        let Self { store, env, counts, cursor, batch_size, .. } = self;
+        let Self { store, env, counts, cursor, batch_size, skipped } = self;
         let batch = async {
             let Some(sealing) = store.begin_sealing().await? else { return Ok(None) };
-            seal_entries(env, counts, &mut cursor.newest, sealing, after, *batch_size)
-                .await
-                .map(Some)
+            let batch = Batch { after, skipped, size: *batch_size };
+            seal_entries(env, counts, &mut cursor.newest, sealing, batch).await.map(Some)
         };
-        let progress = Store::with_timeout(BATCH_TIMEOUT, batch).await?;
+        let batch = Store::with_timeout(BATCH_TIMEOUT, batch);
+        // A library may panic on a value that it cannot decode.
+        let progress = AssertUnwindSafe(batch).catch_unwind().await;
+        let progress = progress.unwrap_or_else(|_| Err(StoreError::unreadable()))?;
         if progress.is_some_and(|progress| progress != SealProgress::Empty) {
             *batch_size = batch_size.double();
         }
@@ -191,16 +214,22 @@ enum SealProgress {
     FullBatch,
 }
 
-/// Seals the oldest entries after this one.
+/// The entries of a batch: the oldest ones after an entry.
+struct Batch<'a> {
+    after: i64,
+    skipped: &'a [i64],
+    size: BatchSize,
+}
+
+/// Seals a batch.
 async fn seal_entries(
     env: &Env,
     counts: &SealCounts,
     newest: &mut i64,
     mut sealing: SealingTransaction,
-    after: i64,
-    size: BatchSize,
+    Batch { after, skipped, size }: Batch<'_>,
 ) -> Result<SealProgress, StoreError> {
-    let entries = sealing.list_entries_after(after, size.entries, size.events).await?;
+    let entries = sealing.list_entries_after(after, skipped, size.entries, size.events).await?;
     let Some(last) = entries.iter().map(|entry| entry.id).max() else {
         return Ok(SealProgress::Empty);
     };

@@ -126,7 +126,7 @@ impl Store {
             "INSERT INTO unknown_credential_counts AS known (address, minute, attempts)
              SELECT * FROM unnest($1::inet[], $2::timestamptz[], $3::bigint[])
              ORDER BY 2, 1
-             ON CONFLICT (minute, address) DO UPDATE SET attempts = known.attempts + excluded.attempts",
+             ON CONFLICT (minute, address) DO UPDATE SET attempts = least(known.attempts + excluded.attempts, 1000000000000000)",
             &addresses as _,
             &minutes,
             &attempts,

@@ -52,15 +52,32 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Returns the id of the first entry after `entry` that is not in `skipped`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the query fails.
+    pub async fn find_outbox_entry_after(
+        &self,
+        entry: i64,
+        skipped: &[i64],
+    ) -> Result<Option<i64>, StoreError> {
+        Ok(sqlx::query_scalar!("SELECT find_outbox_entry_after($1, $2)", entry, skipped)
+            .fetch_one(&self.pools.background())
+            .await?)
+    }
+}
+
 impl SealingTransaction {
-    /// Returns the oldest entries after `entry`: at most `limit` of them, and no more once they
-    /// hold `max_events` events.
+    /// Returns the oldest entries after `entry`, without those in `skipped`: at most `limit` of
+    /// them, and no more once they hold `max_events` events.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn list_entries_after(
         &mut self,
         entry: i64,
+        skipped: &[i64],
         limit: i32,
         max_events: i32,
     ) -> Result<Vec<OutboxEntry>, StoreError> {
@@ -68,8 +85,9 @@ impl SealingTransaction {
             r#"SELECT id AS "id!", oldest_event_at AS "oldest_event_at!",
                       workspace_ids AS "workspace_ids!: Vec<WorkspaceId>",
                       event_ids AS "event_ids!: Vec<EventId>", digests AS "digests!"
-               FROM list_outbox_entries_after($1, $2, $3)"#,
+               FROM list_outbox_entries_after($1, $2, $3, $4)"#,
             entry,
+            skipped,
             limit,
             max_events,
         )

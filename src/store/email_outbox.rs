@@ -16,8 +16,8 @@ use crate::model::mail::OutgoingEmail;
 pub struct ClaimedMail {
     /// The email's id.
     pub id: Uuid,
-    /// The email. `None` if a newer version of this service stored a kind that this version does
-    /// not know.
+    /// The email. `None` if it cannot be read: a newer version of this service stored a kind that
+    /// this version does not know, or another party inserted it.
     pub mail: Option<OutgoingEmail>,
     /// The number of claims, including this one.
     pub attempts: u32,
@@ -71,7 +71,7 @@ impl Store {
         lease: Duration,
     ) -> Result<Vec<ClaimedMail>, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT id AS "id!", message AS "message!: Json<serde_json::Value>", attempts AS "attempts!",
+            r#"SELECT id AS "id!", message::text AS "message!", attempts AS "attempts!",
                       is_dropped AS "is_dropped!"
                FROM claim_emails($1, $2)"#,
             i32::try_from(limit).unwrap_or(i32::MAX),
@@ -79,9 +79,10 @@ impl Store {
         )
         .fetch_all(&self.pools.background())
         .await?;
+        // As text: an email that is not readable must not make the others of the batch fail.
         let claimed = rows.into_iter().map(|row| ClaimedMail {
             id: row.id,
-            mail: serde_json::from_value(row.message.0).ok(),
+            mail: serde_json::from_str(&row.message).ok(),
             attempts: row.attempts.try_into().unwrap_or_default(),
             is_dropped: row.is_dropped,
         });

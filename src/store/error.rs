@@ -72,19 +72,33 @@ impl StoreError {
         Self::Internal(sqlx::Error::Decode(format!("{what} is corrupt").into()))
     }
 
+    /// Returns the error for a record that cannot be read.
+    #[must_use]
+    pub fn unreadable() -> Self {
+        Self::corrupt("a record")
+    }
+
+    /// Returns true if a value of a row cannot be decoded. The same query without this row may
+    /// succeed.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Internal(sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. }))
+    }
+
     /// Returns the SQLSTATE, if PostgreSQL reported one.
     #[must_use]
     pub fn sqlstate(&self) -> Option<Cow<'_, str>> {
         self.database_error()?.code()
     }
 
-    /// Returns true if PostgreSQL refused the data itself (SQLSTATE classes 22 and 23), so that the
-    /// same data is refused again. A partition that is missing is no such error.
+    /// Returns true if PostgreSQL refused the data itself (SQLSTATE classes 22 and 23, and 54: too
+    /// large), so that the same data is refused again. A partition that is missing is no such
+    /// error.
     #[must_use]
     pub fn is_data_refused(&self) -> bool {
         match self {
             Self::UnstorableText | Self::ConstraintViolated(_) => true,
-            Self::Internal(_) => self.has_class(&["22", "23"]),
+            Self::Internal(_) => self.has_class(&["22", "23", "54"]),
             Self::Unavailable(_) | Self::Aborted => false,
         }
     }

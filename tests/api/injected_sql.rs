@@ -1,7 +1,7 @@
 //! SQL that an attacker injects runs as the role of the service, with the context of the attacker's
 //! own request. It can call every function of the role. `isolation.rs` checks the tables.
 
-use call2me_auth::{model::id, store::ContextKey};
+use call2me_auth::{cache_invalidation::InvalidationSink as _, model::id, store::ContextKey};
 use serde_json::{Value, json};
 use sqlx::{
     AssertSqlSafe, Connection, Executor, PgConnection, Postgres, Row as _, Transaction,
@@ -682,4 +682,271 @@ async fn poll(app: &TestApp, client: &OAuthClient, device: &Value) -> crate::fix
     let code = device["device_code"].as_str().unwrap();
     let fields = [("grant_type", DEVICE_GRANT), ("device_code", code)];
     app.request_token(&client.with_client_credentials(&fields)).await
+}
+
+/// Runs SQL and checks that a constraint, or the lack of a right, refuses it.
+async fn assert_refused(connection: &mut PgConnection, sql: &str) {
+    let mut savepoint = connection.begin().await.unwrap();
+    let error = savepoint.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_err();
+    let code = error.as_database_error().unwrap().code().unwrap().into_owned();
+    assert!(["23514", "42501"].contains(&&*code), "{sql}: {error}");
+}
+
+/// A call of `append_audit_events` without events, with these times and counts.
+fn append_usage(oldest: &str, key: &str, agent: &str, ids: [&str; 2], requests: &str) -> String {
+    let none = "'{}'";
+    let events = [none; 17].join(", ");
+    let [first, last] = ids;
+    format!(
+        "SELECT append_audit_events({events}, '', '{oldest}', ARRAY[{key}]::uuid[],
+             ARRAY['agents'], ARRAY['write'], ARRAY[2::smallint], ARRAY['served'],
+             ARRAY['192.0.2.1'::inet], ARRAY[{agent}], ARRAY['GET'], ARRAY['/'],
+             ARRAY['{first}'::uuid], ARRAY['{last}'::uuid], ARRAY[{requests}::bigint], false)"
+    )
+}
+
+const AN_ID: &str = "01938000-0000-7000-8000-000000000000";
+const LATE_ID: &str = "ffffffff-ffff-7fff-bfff-ffffffffffff";
+
+/// An attacker's user with a row in each table that the role may write.
+async fn register_writer(app: &TestApp) -> (TestUser, Uuid) {
+    let mallory = app.register("mallory").await;
+    let key = app.create_key(&mallory, "k", "write").await;
+    let client = client_id(&register_workspace_client(app, &mallory).await);
+    insert_grant(app, [client, workspace_of(&mallory), id_of(&mallory)], "", "").await;
+    (mallory, id::parse("key", &key.id).unwrap())
+}
+
+async fn assert_all_refused(app: &TestApp, mallory: &TestUser, statements: &[String]) {
+    let mut injection = Injection::new(app).await;
+    let mut tx = injection.begin_as(mallory).await;
+    for sql in statements {
+        assert_refused(&mut tx, sql).await;
+    }
+}
+
+/// One value that a node cannot decode would stop the queries of all tenants.
+#[tokio::test]
+async fn arrays_and_json_that_no_node_can_read_are_refused() {
+    let app = TestApp::start().await;
+    let (mallory, _) = register_writer(&app).await;
+    let workspace = workspace_of(&mallory);
+    let mut statements: Vec<_> = [
+        ("api_keys SET allowed_ips", "ARRAY[NULL]::cidr[]"),
+        ("oauth_clients SET redirect_uris", "ARRAY[NULL]::text[]"),
+        ("oauth_grants SET revoked_tokens", "ARRAY[NULL]::uuid[]"),
+        ("oauth_grants SET revoked_tokens", "array_fill(gen_random_uuid(), ARRAY[1], ARRAY[2])"),
+        ("oauth_grants SET revoked_tokens", "array_fill(gen_random_uuid(), ARRAY[2, 2])"),
+    ]
+    .map(|(column, value)| format!("UPDATE {column} = {value}"))
+    .into();
+    for ips in ["ARRAY[NULL]", "'[2:2]={192.0.2.1}'", "'{{192.0.2.1,192.0.2.2}}'"] {
+        statements.push(format!(
+            "SELECT insert_api_key(gen_random_uuid(), '{workspace}', 'k', NULL, 'write',
+                 sha256('k'), 'a', 'b', {ips}::inet[], now(), NULL, NULL, NULL, NULL, NULL)"
+        ));
+    }
+    let numbers = r#"'{"n": 1e400}'"#;
+    for json in [numbers, "(repeat('[', 500) || repeat(']', 500))::jsonb"] {
+        statements.push(format!(
+            "INSERT INTO audit_events (id, workspace_id, action, actor_type, metadata)
+             VALUES (uuidv7_lower_bound(now()), '{workspace}', 'x', 'user', {json})"
+        ));
+    }
+    assert_all_refused(&app, &mallory, &statements).await;
+}
+
+#[tokio::test]
+async fn times_that_no_node_can_read_are_refused() {
+    let app = TestApp::start().await;
+    let (mallory, key) = register_writer(&app).await;
+    let (key, workspace) = (format!("'{key}'"), workspace_of(&mallory));
+    let lease = format!("SELECT register_node('{AN_ID}', 1, '9999 years', now(), '1 day', 'x')");
+    let mut statements = vec![lease];
+    for time in ["infinity", "-infinity", "20000-01-01", "9999-12-31", "0044-03-15 BC"] {
+        for column in [
+            "api_keys SET disabled_at",
+            "sessions SET last_seen_at",
+            "oauth_grants SET last_used_at",
+            "users SET email_verified_at",
+            "signing_keys SET retired_at",
+        ] {
+            statements.push(format!("UPDATE {column} = '{time}'"));
+        }
+        statements.push(append_usage(time, &key, "''", [AN_ID; 2], "1"));
+        statements.push(format!(
+            "SELECT reserve_sign_in_attempt(sha256('x'), '192.0.2.1', 0, '{time}', now())"
+        ));
+        statements.push(format!(
+            "SELECT insert_api_key(gen_random_uuid(), '{workspace}', 'k', NULL, 'write',
+                 sha256('k'), 'a', 'b', '{{}}', '{time}', NULL, NULL, NULL, NULL, NULL)"
+        ));
+        statements.push(format!(
+            "INSERT INTO signing_keys (id, public_key, sealed_private_key, created_at)
+             VALUES (gen_random_uuid(), sha256('x'), decode(repeat('00', 68), 'hex'), '{time}')"
+        ));
+    }
+    assert_all_refused(&app, &mallory, &statements).await;
+}
+
+/// The sealer, the mailer and the counters of all nodes would fail at each attempt.
+#[tokio::test]
+async fn counts_and_texts_that_no_node_can_add_are_refused() {
+    let app = TestApp::start().await;
+    let (mallory, key) = register_writer(&app).await;
+    let key = format!("'{key}'");
+    let email = |recipient: &str, column: &str, value: &str| {
+        format!(
+            "INSERT INTO email_outbox (id, message, recipient, class{column})
+             VALUES (gen_random_uuid(), '{{}}', {recipient}, 'account'{value})"
+        )
+    };
+    let mut statements = vec![
+        email("'a@b.example'", ", attempts", ", 2147483647"),
+        email("repeat('a', 100000)", "", ""),
+    ];
+    for attempts in ["-1", "9223372036854775807"] {
+        statements.push(format!(
+            "INSERT INTO unknown_credential_counts VALUES ('192.0.2.1', now(), {attempts})"
+        ));
+    }
+    let agent = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 1000) i)";
+    for (agent, ids, requests) in [
+        ("''", [LATE_ID, AN_ID], "1"),
+        ("''", [AN_ID, LATE_ID], "1"),
+        ("''", [AN_ID; 2], "9223372036854775807"),
+        ("''", [AN_ID; 2], "-1"),
+        ("''", [AN_ID; 2], "NULL"),
+        (agent, [AN_ID; 2], "1"),
+        ("NULL", [AN_ID; 2], "1"),
+    ] {
+        statements.push(append_usage("2026-06-15", &key, agent, ids, requests));
+    }
+    assert_all_refused(&app, &mallory, &statements).await;
+    let mut injection = Injection::new(&app).await;
+    let usual = append_usage("2026-06-15", &key, "'curl/8'", [AN_ID; 2], "1");
+    injection.0.execute(AssertSqlSafe(usual)).await.unwrap();
+}
+
+/// Also the columns of tables that are added later.
+#[tokio::test]
+async fn every_time_array_and_json_has_its_check() {
+    let app = TestApp::start().await;
+    let mut connection = app.database.connect().await;
+    let unchecked: Vec<(String, String)> = sqlx::query_as(
+        "SELECT c.relname::text, a.attname::text
+         FROM pg_class c
+         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+         JOIN pg_type t ON t.oid = a.atttypid
+         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+           AND c.relname <> '_sqlx_migrations'
+           AND (t.typcategory = 'A' OR t.typname IN ('timestamptz', 'jsonb'))
+           AND NOT EXISTS (
+               SELECT FROM pg_constraint k
+               WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.conkey = ARRAY[a.attnum]
+                 AND pg_get_constraintdef(k.oid)
+                     LIKE CASE WHEN t.typcategory = 'A' THEN '%is_plain_array(%'
+                               WHEN t.typname = 'jsonb' THEN '%is_readable_json(%'
+                               ELSE '%is_supported_time(%' END)",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert!(unchecked.is_empty(), "{unchecked:?}");
+}
+
+/// Drops the check of a column and sets it to a value that no node can read.
+async fn make_unreadable(app: &TestApp, table: &str, column: &str, value: &str, row: &str) {
+    execute(
+        app,
+        format!(
+            "ALTER TABLE {table} DROP CONSTRAINT {table}_{column}_is_readable;
+             UPDATE {table} SET {column} = {value} WHERE {row}"
+        ),
+    )
+    .await;
+}
+
+/// Looks up credentials at the same time, and returns the statuses of the responses.
+async fn look_up_together(app: &TestApp, credentials: &[&str]) -> Vec<u16> {
+    app.app.auth.caches.invalidate_all();
+    let requests = credentials.iter().map(async |credential| {
+        app.get("/v1/agents").bearer(credential).send().await.status.as_u16()
+    });
+    futures_util::future::join_all(requests).await
+}
+
+/// A row that cannot be read, such as one from before a check, costs no other tenant its request.
+#[tokio::test]
+async fn unreadable_credential_is_rejected_alone() {
+    let app = TestApp::start().await;
+    let [acme, mallory] = [app.register("acme").await, app.register("mallory").await];
+    // The decoder panics at the first value, and refuses the second one.
+    for (column, value) in [("disabled_at", "'infinity'"), ("allowed_ips", "ARRAY[NULL]::cidr[]")] {
+        let bad = app.create_key(&mallory, "bad", "write").await;
+        let mut good = Vec::new();
+        for _ in 0..5 {
+            good.push(app.create_key(&acme, "good", "write").await.secret);
+        }
+        let id: Uuid = id::parse("key", &bad.id).unwrap();
+        make_unreadable(&app, "api_keys", column, value, &format!("id = '{id}'")).await;
+        for _ in 0..3 {
+            let good = good.iter().map(String::as_str);
+            let all: Vec<_> = [&*bad.secret].into_iter().chain(good).collect();
+            assert_eq!(look_up_together(&app, &all).await, [503, 200, 200, 200, 200, 200]);
+        }
+    }
+    let row = format!("user_id = '{}'", id_of(&mallory));
+    make_unreadable(&app, "sessions", "expires_at", "'infinity'", &row).await;
+    for _ in 0..3 {
+        let all = [&*mallory.access_token, &*acme.access_token];
+        assert_eq!(look_up_together(&app, &all).await, [503, 200]);
+    }
+}
+
+/// An entry that cannot be sealed, such as one from before a check, does not delay the others.
+#[tokio::test]
+async fn entry_that_cannot_be_sealed_is_skipped() {
+    let app = TestApp::start().await;
+    let mallory = app.register("mallory").await;
+    let key = app.create_key(&mallory, "k", "write").await;
+    let key: Uuid = id::parse("key", &key.id).unwrap();
+    app.database.wait_until_sealed().await;
+    execute(
+        &app,
+        "ALTER TABLE audit_outbox DROP CONSTRAINT audit_outbox_oldest_event_at_is_readable;
+         ALTER TABLE audit_outbox DROP CONSTRAINT audit_outbox_usage_requests_check;",
+    )
+    .await;
+    let key = format!("'{key}'");
+    // The decoder panics, and PostgreSQL refuses the sum.
+    let panics = append_usage("-infinity", &key, "''", [AN_ID; 2], "1");
+    let usage = append_usage("2026-06-15", &key, "''", [AN_ID; 2], "9223372036854775807");
+    execute(&app, format!("{panics}; {usage}; {usage}")).await;
+    app.create_key(&mallory, "later", "write").await;
+    // The sum of the first two numbers is out of range, so one of them stays.
+    eventually("all others are sealed", async || {
+        (count(&app, "audit_outbox").await == 2).then_some(())
+    })
+    .await;
+    app.wait_for_event_count(&mallory.access_token, "action=api_key.created", 2).await;
+}
+
+/// Emails that cannot be read do not delay the others.
+#[tokio::test]
+async fn unreadable_email_does_not_stop_others() {
+    let (app, sink) = app_with_mail().await;
+    execute(&app, "ALTER TABLE email_outbox DROP CONSTRAINT email_outbox_message_is_readable")
+        .await;
+    let numbers = r#"'{"n": 1e400}'"#;
+    for message in [numbers, "repeat('[', 500) || repeat(']', 500)", "'[]'"] {
+        let inject = format!(
+            "INSERT INTO email_outbox (id, message, recipient, class)
+             SELECT gen_random_uuid(), ({message})::jsonb, 'a@b.example', 'account'
+             FROM generate_series(1, 40)"
+        );
+        execute(&app, inject).await;
+    }
+    let dana = app.register("acme").await;
+    sink.wait_for_email(&dana.email, "Verify").await;
 }

@@ -131,7 +131,7 @@ async fn hanging_sealer_does_not_block_other_nodes() {
         .unwrap();
     let hanging = loop {
         if let Some(mut sealing) = store.begin_sealing().await.unwrap() {
-            sealing.list_entries_after(0, 10, 10).await.unwrap();
+            sealing.list_entries_after(0, &[], 10, 10).await.unwrap();
             break sealing;
         }
     };

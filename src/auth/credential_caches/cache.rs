@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     future::Future,
     hash::Hash,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use quick_cache::sync::Cache;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -261,46 +263,77 @@ async fn run_lookups<S: CredentialSource>(
                 waiters.entry(key).or_default().push(reply);
             }
         }
-        let keys: Vec<_> = waiters.keys().copied().collect();
-        let epoch_at_start = *state.lock_epoch();
-        let now = env.clock.monotonic();
-        let log_failure = |error: &StoreError| {
-            if let Some(suppressed) = limiter.admit(&error.to_string(), now) {
-                let suppressed = (suppressed > 0).then_some(suppressed);
-                error!(%error, lookups = keys.len(), suppressed, "cannot look up credentials");
+        // The parts of the batch that are not complete.
+        let mut pending = vec![waiters];
+        while let Some(mut waiters) = pending.pop() {
+            let keys: Vec<_> = waiters.keys().copied().collect();
+            let epoch_at_start = *state.lock_epoch();
+            let now = env.clock.monotonic();
+            let log_failure = |error: &StoreError| {
+                if let Some(suppressed) = limiter.admit(&error.to_string(), now) {
+                    let suppressed = (suppressed > 0).then_some(suppressed);
+                    error!(%error, lookups = keys.len(), suppressed, "cannot look up credentials");
+                }
+            };
+            let fetched =
+                fetch_with_retry(&mut source, &keys, &lease, &*env.clock, log_failure).await;
+            match fetched {
+                // The others are found without the record that cannot be read.
+                Err(FetchError { is_unreadable: true, .. }) if keys.len() > 1 => {
+                    let half = keys.iter().take(keys.len() / 2);
+                    let half = half.filter_map(|key| waiters.remove_entry(key)).collect();
+                    pending.extend([half, waiters]);
+                }
+                fetched => {
+                    let records = fetched.map_err(|error| error.text);
+                    state.complete(waiters, records, epoch_at_start, now);
+                }
             }
-        };
-        let records = fetch_with_retry(&mut source, &keys, &lease, &*env.clock, log_failure).await;
-        state.complete(waiters, records, epoch_at_start, now);
+        }
+    }
+}
+
+/// The failure of a query.
+struct FetchError {
+    text: Arc<str>,
+    /// A record cannot be read.
+    is_unreadable: bool,
+}
+
+impl From<&StoreError> for FetchError {
+    fn from(error: &StoreError) -> Self {
+        Self { text: error.to_string().into(), is_unreadable: error.is_unreadable() }
     }
 }
 
 /// Runs a query, up to twice: the first attempt may get a connection that died while it was idle.
-/// Returns the text of the last error.
+/// Returns the last error.
 async fn fetch_with_retry<S: CredentialSource>(
     source: &mut S,
     keys: &[S::Key],
     lease: &Lease,
     clock: &dyn Clock,
     log_failure: impl Fn(&StoreError),
-) -> Result<FetchedRecords<S>, Arc<str>> {
+) -> Result<FetchedRecords<S>, FetchError> {
     let attempts = async {
-        let mut text = String::new();
-        for _ in 0..2 {
+        let mut is_retry = false;
+        loop {
             match fetch_under_lease(source, keys, lease, clock).await {
                 Ok(records) => return Ok(records),
                 Err(error) => {
                     log_failure(&error);
-                    text = error.to_string();
+                    if is_retry || error.is_unreadable() {
+                        return Err(FetchError::from(&error));
+                    }
+                    is_retry = true;
                 }
             }
         }
-        Err(text.into())
     };
     timeout(LOOKUP_TIMEOUT, attempts).await.unwrap_or_else(|_| {
         let error = StoreError::timed_out();
         log_failure(&error);
-        Err(error.to_string().into())
+        Err(FetchError::from(&error))
     })
 }
 
@@ -314,7 +347,9 @@ async fn fetch_under_lease<S: CredentialSource>(
 ) -> Result<FetchedRecords<S>, StoreError> {
     let server = source.server().await?;
     lease.wait_until_valid(server, clock).await;
-    source.fetch(keys).await
+    // A library may panic on a value that it cannot decode. That ends no lookup but this one.
+    let fetched = AssertUnwindSafe(source.fetch(keys)).catch_unwind().await;
+    fetched.unwrap_or_else(|_| Err(StoreError::unreadable()))
 }
 
 #[cfg(test)]

@@ -41,6 +41,12 @@ impl FakeSource {
     }
 }
 
+/// Fails as a query does with records that cannot be decoded.
+fn read_badly(keys: &[u32]) -> Result<(), StoreError> {
+    assert!(!keys.contains(&PANIC), "a library panics");
+    if keys.contains(&UNREADABLE) { Err(StoreError::unreadable()) } else { Ok(()) }
+}
+
 impl CredentialSource for FakeSource {
     type Key = u32;
     type Record = u32;
@@ -50,6 +56,7 @@ impl CredentialSource for FakeSource {
     }
 
     async fn fetch(&mut self, keys: &[u32]) -> Result<FetchedRecords<Self>, StoreError> {
+        read_badly(keys)?;
         let read: Vec<_> = {
             let values = self.values.lock().unwrap();
             keys.iter().filter_map(|key| Some((*key, *values.get(key)?))).collect()
@@ -57,6 +64,27 @@ impl CredentialSource for FakeSource {
         self.fetches.fetch_add(1, Ordering::SeqCst);
         self.answers.acquire().await.map_err(|_| StoreError::Aborted)?.forget();
         Ok(read)
+    }
+}
+
+/// Keys of records that cannot be read.
+const UNREADABLE: u32 = 1_000_001;
+const PANIC: u32 = 1_000_002;
+
+#[tokio::test]
+async fn record_that_cannot_be_read_fails_alone() {
+    let source = FakeSource::new();
+    for key in 0..100 {
+        source.set(key, key);
+    }
+    let (cache, _lease) = cache(&source, 1000);
+    for _ in 0..2 {
+        let keys: Vec<_> = (0..100).chain([UNREADABLE, PANIC]).collect();
+        let found = futures_util::future::join_all(keys.iter().map(|key| cache.find(*key, NOW)));
+        for (key, found) in keys.iter().zip(found.await) {
+            assert_eq!(found.ok().flatten(), (*key < 100).then_some(*key), "{key}");
+        }
+        cache.invalidate_all();
     }
 }
 
