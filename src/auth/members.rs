@@ -63,7 +63,8 @@ impl Members {
         workspace: WorkspaceId,
     ) -> Result<(), AuthError> {
         let user = caller.user();
-        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
+        let tx = self.context.store.begin_as_member(workspace, user).await?;
+        let mut tx = tx.ok_or(AuthError::NotFound("workspace"))?;
         let member = self.lock_own(&mut tx, caller, workspace).await?;
         let member = member.ok_or(AuthError::NotFound("workspace"))?;
         let mut admin = AdminTx::exempt(&mut tx, "users leave by themselves");

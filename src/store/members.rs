@@ -5,7 +5,7 @@
 
 use sqlx::types::Json;
 
-use super::{AdminTx, StoreError, Tx};
+use super::{AdminTx, Store, StoreError, Tx};
 use crate::model::{
     email::Email,
     fields::Fields,
@@ -15,6 +15,33 @@ use crate::model::{
     scope::Role,
     user::{Member, Membership, User},
 };
+
+impl Store {
+    /// Begins a transaction of a workspace and one of its members. `None` if the user is not a
+    /// member: a stranger takes none of the workspace's transactions, and does not wait for them.
+    ///
+    /// The membership may end before the transaction begins, so the caller checks it again.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub async fn begin_as_member(
+        &self,
+        workspace: WorkspaceId,
+        user: UserId,
+    ) -> Result<Option<Tx>, StoreError> {
+        let mut tx = self.begin_for_user(user).await?;
+        let is_member = sqlx::query_scalar!(
+            r#"SELECT EXISTS (SELECT FROM memberships
+                              WHERE workspace_id = $1 AND user_id = $2) AS "is!""#,
+            workspace.uuid(),
+            user.uuid(),
+        )
+        .fetch_one(tx.conn())
+        .await?;
+        tx.rollback().await?;
+        if is_member { Ok(Some(self.begin(workspace, Some(user)).await?)) } else { Ok(None) }
+    }
+}
 
 /// Returns a user's role in a workspace and locks it against changes until the transaction ends.
 /// `None` if the user is not a member.

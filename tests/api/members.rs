@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sqlx::Connection;
 
 use crate::fixture::{
-    Key, PASSWORD, TestApp, TestClient, TestRequest, TestResponse, TestUser, eventually,
+    Browser, Key, PASSWORD, TestApp, TestClient, TestRequest, TestResponse, TestUser, eventually,
     oauth::{OAuthClient, OAuthExt},
 };
 
@@ -182,6 +182,38 @@ async fn send_during_change(app: &TestApp, request: TestRequest, change: &str) -
         tx.commit().await.unwrap();
     };
     tokio::join!(request.send(), change).0
+}
+
+/// A stranger neither waits for a workspace nor takes one of the transactions that it may open.
+#[tokio::test]
+async fn stranger_does_not_wait_for_foreign_workspace() {
+    let app = TestApp::start().await;
+    let [dana, mallory] = [app.register("acme").await, app.register("mallory").await];
+    let sam = app.add_member(&dana, "viewer").await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &mallory.email).await;
+    let page = browser.get(&client.authorization_url(&[])).await;
+    let mut connection = app.database.connect().await;
+    let mut tx = connection.begin().await.unwrap();
+    let lock = "SELECT FROM workspaces WHERE name = 'acme' FOR NO KEY UPDATE";
+    sqlx::query(lock).execute(&mut *tx).await.unwrap();
+    // Requests of the workspace take all its transactions.
+    let own = (0..8).map(|_| set_role(&app, &dana.access_token, &sam, "member"));
+    let strangers = async {
+        app.database.wait_for_blocked_statement().await;
+        let leave = format!("/v1/workspaces/{}/leave", dana.workspace_id);
+        let leave = app.request_as(&mallory.access_token, "POST", &leave).send().await;
+        let body = json!({ "workspace_id": dana.workspace_id });
+        let switch = app.request_as(&mallory.access_token, "POST", "/v1/auth/switch-workspace");
+        let switch = switch.json(body).send().await;
+        let choice = [("workspace", &*dana.workspace_id)];
+        let consent = browser.submit_consent(&page, &choice).await.status;
+        tx.commit().await.unwrap();
+        [leave.status.as_u16(), switch.status.as_u16(), consent]
+    };
+    let (own, strangers) = tokio::join!(futures_util::future::join_all(own), strangers);
+    assert_eq!(strangers, [404, 403, 403]);
+    assert!(own.iter().all(|response| response.status == 200), "{own:#?}");
 }
 
 /// The number of changes that are open to OAuth clients with the admin scope.

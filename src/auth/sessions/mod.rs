@@ -175,10 +175,11 @@ impl Sessions {
         workspace: WorkspaceId,
     ) -> Result<TokenPair, AuthError> {
         let user = caller.user();
-        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
-        let role = store::members::lock_role_for_share(&mut tx, workspace, user)
-            .await?
-            .ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
+        let no_member = AuthError::Forbidden("you are not a member of this workspace");
+        let tx = self.context.store.begin_as_member(workspace, user).await?;
+        let Some(mut tx) = tx else { return Err(no_member) };
+        let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
+        let role = role.ok_or(no_member)?;
         let (pair, audited) = self.move_to(&mut tx, caller, workspace, role).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(pair)

@@ -64,9 +64,11 @@ impl Grants {
         let (session, user) = (caller.session(), caller.user());
         let is_confirmed =
             scope < Scope::Admin || self.passwords.has_reauthenticated(caller, None).await?;
-        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
+        let no_member = AuthError::Forbidden("you are not a member of this workspace");
+        let tx = self.context.store.begin_as_member(workspace, user).await?;
+        let Some(mut tx) = tx else { return Err(no_member.into()) };
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
-        let role = role.ok_or(AuthError::Forbidden("you are not a member of this workspace"))?;
+        let role = role.ok_or(no_member)?;
         let scope = scope.min(role.scope());
         if scope == Scope::Admin && !is_confirmed {
             return Err(AuthError::Forbidden(
