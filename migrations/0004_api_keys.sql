@@ -97,6 +97,90 @@ CREATE FUNCTION list_key_and_descendants(p_key_id uuid) RETURNS SETOF uuid
         UNION ALL SELECT list_key_descendants(p_key_id)
     $$;
 
+------------------------------------------------------------------------------------------------
+-- Access that was given to others
+
+-- Who gave access to what others made, since the first time: the credentials that invited a member
+-- or set its role, and those that enabled a key or allowed it further networks. The columns of
+-- `memberships` and `api_keys` name the last ones only, so a second change would hide the first.
+-- Triggers write the rows. The role has no rights on the table.
+CREATE TABLE given_access (
+    workspace_id uuid NOT NULL REFERENCES workspaces ON DELETE CASCADE,
+    -- One of them: the member, or the key. A member that was removed may have given access, and may
+    -- join again.
+    member_id uuid,
+    key_id uuid REFERENCES api_keys ON DELETE CASCADE,
+    -- At least one of them: a user, directly or through a key, and that key. Without foreign keys:
+    -- the access outlasts them.
+    by_user_id uuid,
+    by_key_id uuid,
+    first_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK (num_nonnulls(member_id, key_id) = 1),
+    CHECK (num_nonnulls(by_user_id, by_key_id) > 0),
+    UNIQUE NULLS NOT DISTINCT (workspace_id, by_key_id, by_user_id, member_id, key_id)
+);
+CREATE INDEX given_access_by_user_id_idx ON given_access (workspace_id, by_user_id);
+CREATE INDEX given_access_key_id_idx ON given_access (key_id) WHERE key_id IS NOT NULL;
+
+-- Trigger function: records the credentials that a changed row names.
+CREATE FUNCTION record_given_access() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        IF TG_TABLE_NAME = 'memberships' THEN
+            INSERT INTO given_access AS g (workspace_id, member_id, by_user_id, by_key_id)
+            VALUES (NEW.workspace_id, NEW.user_id, NEW.role_set_by_user_id, NEW.role_set_by_key_id)
+            ON CONFLICT (workspace_id, by_key_id, by_user_id, member_id, key_id)
+                DO UPDATE SET last_at = clock_timestamp();
+        ELSE
+            INSERT INTO given_access AS g (workspace_id, key_id, by_user_id, by_key_id)
+            VALUES (NEW.workspace_id, NEW.id, NEW.widened_by_user_id, NEW.widened_by_key_id)
+            ON CONFLICT (workspace_id, by_key_id, by_user_id, member_id, key_id)
+                DO UPDATE SET last_at = clock_timestamp();
+        END IF;
+        RETURN NULL;
+    END
+    $$;
+CREATE TRIGGER memberships_record_given_access
+    AFTER INSERT OR UPDATE OF role_set_by_user_id, role_set_by_key_id ON memberships FOR EACH ROW
+    WHEN (NEW.role_set_by_user_id IS NOT NULL OR NEW.role_set_by_key_id IS NOT NULL)
+    EXECUTE FUNCTION record_given_access();
+CREATE TRIGGER api_keys_record_given_access
+    AFTER UPDATE OF widened_by_user_id, widened_by_key_id ON api_keys FOR EACH ROW
+    WHEN (NEW.widened_by_user_id IS NOT NULL OR NEW.widened_by_key_id IS NOT NULL)
+    EXECUTE FUNCTION record_given_access();
+
+-- Returns the members and the keys of the transaction's workspace that a key or a user gave access
+-- to: directly, through keys that a key created, and through members and keys that got access in
+-- this way before they gave it. A member or key may be returned several times.
+CREATE FUNCTION list_given_access(p_key_id uuid, p_user_id uuid)
+    RETURNS TABLE (member_id uuid, key_id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        WITH RECURSIVE reached AS (
+            SELECT p_user_id AS user_id, p_key_id AS api_key_id, '-infinity'::timestamptz AS since,
+                   false AS is_given
+            WHERE num_nonnulls(p_key_id, p_user_id) = 1
+            UNION
+            SELECT next.user_id, next.api_key_id, next.since, next.is_given
+            FROM reached CROSS JOIN LATERAL (
+                SELECT g.member_id AS user_id, g.key_id AS api_key_id,
+                       greatest(g.first_at, reached.since) AS since, true AS is_given
+                FROM given_access g
+                WHERE g.workspace_id = current_workspace_id() AND g.last_at >= reached.since
+                  AND (g.by_key_id = reached.api_key_id OR g.by_user_id = reached.user_id)
+                UNION ALL
+                -- A key that it created is not among what others made.
+                SELECT NULL, k.id, reached.since, false
+                FROM api_keys k
+                WHERE k.workspace_id = current_workspace_id()
+                  AND k.creator_key_id = reached.api_key_id
+            ) next
+        )
+        SELECT r.user_id, r.api_key_id FROM reached r WHERE r.is_given
+    $$;
+
 -- Inserts a key into the transaction's workspace. A key is a credential, so its workspace is
 -- checked here too, and not by the policy alone.
 CREATE FUNCTION insert_api_key(p_id uuid, p_workspace_id uuid, p_name text, p_description text,
@@ -130,6 +214,6 @@ CREATE FUNCTION insert_api_key(p_id uuid, p_workspace_id uuid, p_name text, p_de
     $$;
 
 REVOKE ALL ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants,
-    list_key_and_descendants, insert_api_key FROM PUBLIC;
+    list_key_and_descendants, record_given_access, list_given_access, insert_api_key FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants,
-    list_key_and_descendants, insert_api_key TO call2me_auth_app;
+    list_key_and_descendants, list_given_access, insert_api_key TO call2me_auth_app;

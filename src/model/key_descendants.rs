@@ -80,9 +80,10 @@ pub struct AddedAccess {
     pub client_secrets: ListPage<AddedSecret>,
     /// Redirect URIs of OAuth clients.
     pub redirect_uris: ListPage<AddedRedirectUri>,
-    /// Members that the source invited, or whose role it set. Of a user, only administrators.
+    /// Members that the source invited, or whose role it set, also through members and keys that it
+    /// gave access to. Of a user, only administrators.
     pub members: ListPage<Member>,
-    /// Keys that the source enabled, or allowed further networks.
+    /// Keys that the source enabled, or allowed further networks, in the same ways.
     pub widened_keys: ListPage<DescendantKey>,
 }
 

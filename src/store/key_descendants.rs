@@ -113,8 +113,8 @@ async fn list_added_uris(
     Ok(ListPage::from_overfetch(uris, limit))
 }
 
-/// Lists the members that the source invited, or whose role it set. Of a user, only administrators:
-/// others cannot give access.
+/// Lists the members that the source invited, or whose role it set, also through members and keys
+/// that it gave access to. Of a user, only administrators: others cannot give access.
 async fn list_set_roles(
     tx: &mut Tx,
     workspace: WorkspaceId,
@@ -127,9 +127,8 @@ async fn list_set_roles(
                   m.joined_at
            FROM memberships m JOIN users u ON u.id = m.user_id
            WHERE m.workspace_id = $1
-             AND (m.role_set_by_key_id IN (SELECT list_key_and_descendants($2))
-                  OR m.role_set_by_user_id = $3 AND m.user_id <> $3
-                     AND m.role IN ('owner', 'admin'))
+             AND m.user_id IN (SELECT member_id FROM list_given_access($2, $3))
+             AND ($3::uuid IS NULL OR m.user_id <> $3 AND m.role IN ('owner', 'admin'))
            ORDER BY m.joined_at DESC, m.user_id LIMIT $4"#,
         workspace.uuid(),
         source.key().map(Id::uuid),
@@ -176,8 +175,7 @@ async fn list_widened_keys(
                   disabled_at
            FROM api_keys
            WHERE workspace_id = $1 AND revoked_at IS NULL AND id IS DISTINCT FROM $2
-             AND (widened_by_key_id IN (SELECT list_key_and_descendants($2))
-                  OR widened_by_user_id = $3)
+             AND id IN (SELECT key_id FROM list_given_access($2, $3))
              AND (creator_key_id IN (SELECT list_key_and_descendants($2))
                   OR creator_user_id = $3) IS NOT TRUE
            ORDER BY id DESC LIMIT $4"#,

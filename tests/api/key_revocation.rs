@@ -396,6 +396,82 @@ async fn cascade_ends_grants_since_the_redirect_uri_was_added() {
     assert_eq!(events[0]["metadata"]["reason"], "api_key_revoked");
 }
 
+async fn set_role(app: &TestApp, by: &str, member: &TestUser, role: &str) {
+    patch(app, by, &format!("/v1/members/{}", member.user_id), json!({ "role": role })).await;
+}
+
+/// The members and keys that the descendants of a key name, sorted.
+async fn named(app: &TestApp, dana: &TestUser, key: &Key) -> (Vec<String>, Vec<String>) {
+    let made = descendants(app, &dana.access_token, key).await;
+    let sorted = |names: Vec<&str>| {
+        let mut names: Vec<_> = names.into_iter().map(str::to_owned).collect();
+        names.sort_unstable();
+        names
+    };
+    (sorted(values(&made["members"], "user_id")), sorted(ids(&made["widened_api_keys"])))
+}
+
+/// Members that a key promoted promote others, and one of these sets the role of the first.
+#[tokio::test]
+async fn access_of_promoted_members_is_named_transitively() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let mut members = Vec::new();
+    for _ in 0..4 {
+        members.push(app.add_member(&dana, "viewer").await);
+    }
+    let [first, second, third, other] = &members[..] else { unreachable!() };
+    let root = create_key(&app, &dana.access_token, "root").await;
+    let narrow = create_key(&app, &dana.access_token, "narrow").await;
+    set_role(&app, &dana.access_token, other, "member").await;
+    set_role(&app, &root.secret, first, "admin").await;
+    let first_again = app.sign_in_again(first).await;
+    set_role(&app, &first_again.access_token, second, "admin").await;
+    let second_again = app.sign_in_again(second).await;
+    set_role(&app, &second_again.access_token, third, "member").await;
+    // These hide the first edge in the column that has the last one.
+    set_role(&app, &second_again.access_token, first, "viewer").await;
+    set_role(&app, &second_again.access_token, first, "admin").await;
+    let path = format!("/v1/api-keys/{}", narrow.id);
+    patch(&app, &second_again.access_token, &path, json!({ "disabled": true })).await;
+    patch(&app, &second_again.access_token, &path, json!({ "disabled": false })).await;
+    let mut expected = [first, second, third].map(|member| member.user_id.clone());
+    expected.sort_unstable();
+    assert_eq!(named(&app, &dana, &root).await, (expected.to_vec(), vec![narrow.id.clone()]));
+    // The owner's later decision does not hide who gave access first.
+    set_role(&app, &dana.access_token, first, "member").await;
+    assert_eq!(named(&app, &dana, &root).await.0, expected);
+}
+
+/// A key that a key widened gives access, and a key that this one created.
+#[tokio::test]
+async fn access_through_widened_keys_is_named_transitively() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let [viewer, invited] =
+        [app.add_member(&dana, "viewer").await, app.add_member(&dana, "viewer").await];
+    let owner = &dana.access_token;
+    let root = create_key(&app, owner, "root").await;
+    let off = create_key(&app, owner, "off").await;
+    let path = format!("/v1/api-keys/{}", off.id);
+    // What the key did before is not named.
+    set_role(&app, &off.secret, &invited, "member").await;
+    patch(&app, owner, &path, json!({ "disabled": true })).await;
+    patch(&app, &root.secret, &path, json!({ "disabled": false })).await;
+    let child = create_key(&app, &off.secret, "child").await;
+    set_role(&app, &child.secret, &viewer, "admin").await;
+    // The owner widens it again, which hides the first change in the column of the last one.
+    patch(&app, owner, &path, json!({ "disabled": true })).await;
+    patch(&app, owner, &path, json!({ "disabled": false })).await;
+    let expected = (vec![viewer.user_id.clone()], vec![off.id.clone()]);
+    assert_eq!(named(&app, &dana, &root).await, expected);
+    let event = {
+        revoke(&app, &dana, &root, "?cascade=true").await.expect_status(204);
+        app.wait_for_event_count(owner, "action=api_key.revoked", 1).await
+    };
+    let details = &event[0]["metadata"];
+    assert_eq!(ids(&details["members"]), [&*viewer.user_id]);
+    assert_eq!(ids(&details["widened_api_keys"]), [&*off.id]);
+}
+
 /// With `if_quiet`, a client of another creator that a cascade would cut off counts too.
 #[tokio::test]
 async fn cascade_if_quiet_spares_clients_with_an_added_secret() {

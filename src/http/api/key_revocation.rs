@@ -207,10 +207,11 @@ pub struct DescendantsBody {
     client_secrets: Vec<AddedSecretBody>,
     /// Redirect URIs that it added to OAuth clients of others. `cascade=true` removes them.
     redirect_uris: Vec<AddedRedirectUriBody>,
-    /// Members that it invited, or whose role it set. They stay, also with `cascade=true`.
+    /// Members that it invited, or whose role it set, also through members and keys of others that
+    /// it gave access to. They stay, also with `cascade=true`.
     members: Vec<MemberBody>,
-    /// Keys of others that it enabled, or whose allowed networks it widened. They stay, also with
-    /// `cascade=true`.
+    /// Keys of others that it enabled, or whose allowed networks it widened, in the same ways. They
+    /// stay, also with `cascade=true`.
     widened_api_keys: Vec<DescendantKeyBody>,
     /// True if a list is incomplete; absent otherwise.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
