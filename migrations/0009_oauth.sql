@@ -63,18 +63,25 @@ CREATE INDEX oauth_client_secrets_client_idx ON oauth_client_secrets (client_id,
 CREATE INDEX oauth_client_secrets_creator_user_id_idx ON oauth_client_secrets (creator_user_id)
     WHERE creator_user_id IS NOT NULL;
 
--- The redirect URIs that were added to a workspace client after its creation, as long as it has
--- them, with the credentials that added them.
+-- The redirect URIs that were added to a workspace client after its creation, with the credentials
+-- that added them. A row stays when the URI is removed, as long as the client has a grant from the
+-- time in between: the party that added the URI may have got it.
 CREATE TABLE oauth_added_redirect_uris (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     client_id uuid NOT NULL REFERENCES oauth_clients ON DELETE CASCADE,
     uri text NOT NULL,
+    -- The first addition by these credentials.
     added_at timestamptz NOT NULL,
+    -- The last removal. NULL: the client has the URI.
+    removed_at timestamptz,
     -- The public id of the principal.
     added_by text NOT NULL,
     creator_user_id uuid REFERENCES users ON DELETE SET NULL,
-    creator_key_id uuid,
-    PRIMARY KEY (client_id, uri)
+    creator_key_id uuid
 );
+CREATE INDEX oauth_added_redirect_uris_client_idx ON oauth_added_redirect_uris (client_id);
+CREATE INDEX oauth_added_redirect_uris_removed_at_idx ON oauth_added_redirect_uris (removed_at)
+    WHERE removed_at IS NOT NULL;
 CREATE INDEX oauth_added_redirect_uris_creator_user_id_idx
     ON oauth_added_redirect_uris (creator_user_id) WHERE creator_user_id IS NOT NULL;
 
@@ -170,7 +177,7 @@ CREATE POLICY oauth_client_secrets_by_workspace ON oauth_client_secrets TO call2
     WITH CHECK (EXISTS (SELECT FROM oauth_clients c
                         WHERE c.id = client_id AND c.workspace_id = (SELECT current_workspace_id())));
 
-GRANT SELECT, INSERT, DELETE ON oauth_added_redirect_uris TO call2me_auth_app;
+GRANT SELECT, INSERT, UPDATE (removed_at) ON oauth_added_redirect_uris TO call2me_auth_app;
 ALTER TABLE oauth_added_redirect_uris ENABLE ROW LEVEL SECURITY;
 CREATE POLICY oauth_added_redirect_uris_by_workspace ON oauth_added_redirect_uris
     TO call2me_auth_app
@@ -476,10 +483,36 @@ CREATE FUNCTION list_external_oauth_grants(p_client_id uuid)
         GROUP BY c.id, c.name, g.workspace_id ORDER BY g.workspace_id, c.id
     $$;
 
--- Ends what a client of the transaction's workspace was granted since a time, in all workspaces,
--- and what it was granted for itself. Returns the number of grants for each workspace.
-CREATE FUNCTION end_oauth_grants_since(
-    p_client_id uuid, p_since timestamptz, p_now timestamptz, p_reason text
+-- True if a grant may have been created between two times, of which the second one may be NULL. The
+-- clocks of the nodes that recorded the times may differ.
+CREATE FUNCTION is_created_between(
+    p_created_at timestamptz, p_since timestamptz, p_until timestamptz
+) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+        SELECT p_created_at >= p_since - interval '1 minute'
+           AND (p_until IS NULL OR p_created_at <= p_until + interval '1 minute')
+    $$;
+
+-- Returns true if a client of the transaction's workspace has an active grant of a user, in any
+-- workspace, that was created between two times.
+CREATE FUNCTION has_oauth_grant_between(
+    p_client_id uuid, p_since timestamptz, p_until timestamptz
+) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT EXISTS (
+            SELECT FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id
+            WHERE c.id = p_client_id AND c.workspace_id = current_workspace_id()
+              AND g.user_id IS NOT NULL AND g.ended_at IS NULL
+              AND is_created_between(g.created_at, p_since, p_until))
+    $$;
+
+-- Ends what a client of the transaction's workspace was granted between two times, in all
+-- workspaces. If the second one is NULL, also what it was granted for itself. Returns the number of
+-- grants for each workspace.
+CREATE FUNCTION end_oauth_grants_between(
+    p_client_id uuid, p_since timestamptz, p_until timestamptz, p_now timestamptz, p_reason text
 )
     RETURNS TABLE (client_id uuid, client_name text, workspace_id uuid, grants bigint)
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
@@ -489,7 +522,8 @@ CREATE FUNCTION end_oauth_grants_since(
             FROM oauth_clients c
             WHERE c.id = p_client_id AND c.workspace_id = current_workspace_id()
               AND g.client_id = c.id AND g.ended_at IS NULL
-              AND (g.user_id IS NULL OR g.created_at >= p_since)
+              AND CASE WHEN g.user_id IS NULL THEN p_until IS NULL
+                       ELSE is_created_between(g.created_at, p_since, p_until) END
             RETURNING c.id, c.name, g.workspace_id AS workspace
         )
         SELECT e.id, e.name, e.workspace, count(*) FROM ended e
@@ -497,7 +531,8 @@ CREATE FUNCTION end_oauth_grants_since(
     $$;
 
 -- Deletes device authorizations, authorization codes that were never redeemed, and client secrets
--- that expired more than a day ago.
+-- that expired more than a day ago. A secret that a key added stays as long as the client has a
+-- grant from its time: the cascade of the key ends it.
 CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -505,7 +540,12 @@ CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS void
         WHERE expires_at < pruning_time(p_now) - interval '1 day';
         DELETE FROM oauth_grants
         WHERE redeemed_at IS NULL AND redeem_by < pruning_time(p_now) - interval '1 day';
-        DELETE FROM oauth_client_secrets WHERE expires_at < pruning_time(p_now) - interval '1 day';
+        DELETE FROM oauth_client_secrets s
+        WHERE s.expires_at < pruning_time(p_now) - interval '1 day'
+          AND (s.creator_key_id IS NULL OR NOT EXISTS (
+              SELECT FROM oauth_grants g
+              WHERE g.client_id = s.client_id AND g.user_id IS NOT NULL AND g.ended_at IS NULL
+                AND is_created_between(g.created_at, s.created_at, s.expires_at)));
     $$;
 
 -- Ends grants that were unused for a day more than the idle timeout, an authenticated setting.
@@ -523,6 +563,13 @@ CREATE FUNCTION prune_oauth_grants(
           AND last_used_at < pruning_time(p_now) - interval '1 day'
                              - p_idle_seconds * interval '1 second';
         DELETE FROM oauth_grants WHERE ended_at < pruning_time(p_now) - interval '90 days';
+        -- Redirect URIs that were removed, of which no grant is left.
+        DELETE FROM oauth_added_redirect_uris a
+        WHERE a.removed_at < pruning_time(p_now) - interval '1 day'
+          AND NOT EXISTS (
+              SELECT FROM oauth_grants g
+              WHERE g.client_id = a.client_id AND g.user_id IS NOT NULL AND g.ended_at IS NULL
+                AND is_created_between(g.created_at, a.added_at, a.removed_at));
     END
     $$;
 
@@ -539,13 +586,13 @@ REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_
     get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
     start_device_authorization, find_device_authorization, decide_device_authorization,
     lock_device_authorization, record_device_poll,
-    list_external_oauth_grants, end_oauth_grants_since, prune_expired_oauth_codes,
-    prune_oauth_grants, prune_oauth_clients
+    list_external_oauth_grants, is_created_between, has_oauth_grant_between,
+    end_oauth_grants_between, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
     get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
     start_device_authorization, find_device_authorization, decide_device_authorization,
     lock_device_authorization, record_device_poll,
-    list_external_oauth_grants, end_oauth_grants_since, prune_expired_oauth_codes,
-    prune_oauth_grants, prune_oauth_clients
+    list_external_oauth_grants, has_oauth_grant_between, end_oauth_grants_between,
+    prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     TO call2me_auth_app;

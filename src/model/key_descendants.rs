@@ -76,9 +76,9 @@ impl AccessSource {
 /// Access that a source gave to what others made. Each list is bounded, newest first.
 #[derive(Debug)]
 pub struct AddedAccess {
-    /// Valid secrets of OAuth clients.
+    /// Secrets of OAuth clients that are valid, or from whose time the client has grants.
     pub client_secrets: ListPage<AddedSecret>,
-    /// Redirect URIs of OAuth clients.
+    /// Redirect URIs of OAuth clients, and removed ones from whose time the client has grants.
     pub redirect_uris: ListPage<AddedRedirectUri>,
     /// Members that the source invited, or whose role it set, also through members and keys that it
     /// gave access to. Of a user, only administrators.
@@ -141,8 +141,10 @@ pub struct AddedRedirectUri {
     pub client_name: String,
     /// The URI.
     pub uri: String,
-    /// The time at which it was added.
+    /// The time at which it was added first.
     pub added_at: OffsetDateTime,
+    /// The time at which it was removed. The client has grants from the time in between.
+    pub removed_at: Option<OffsetDateTime>,
     /// The public id of the principal that added it.
     pub added_by: String,
 }

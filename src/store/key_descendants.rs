@@ -70,7 +70,9 @@ async fn list_added_secrets(
         AddedSecret,
         r#"SELECT c.id AS "client_id: ClientId", c.name AS client_name, s.created_at, s.created_by
            FROM oauth_client_secrets s JOIN oauth_clients c ON c.id = s.client_id
-           WHERE c.workspace_id = $1 AND (s.expires_at IS NULL OR s.expires_at > $4)
+           WHERE c.workspace_id = $1
+             AND (s.expires_at IS NULL OR s.expires_at > $4
+                  OR has_oauth_grant_between(c.id, s.created_at, s.expires_at))
              AND (s.creator_key_id IN (SELECT list_key_and_descendants($2))
                   OR s.creator_user_id = $3)
              AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
@@ -95,9 +97,11 @@ async fn list_added_uris(
 ) -> Result<ListPage<AddedRedirectUri>, StoreError> {
     let uris = sqlx::query_as!(
         AddedRedirectUri,
-        r#"SELECT c.id AS "client_id: ClientId", c.name AS client_name, a.uri, a.added_at, a.added_by
+        r#"SELECT c.id AS "client_id: ClientId", c.name AS client_name, a.uri, a.added_at,
+                  a.removed_at, a.added_by
            FROM oauth_added_redirect_uris a JOIN oauth_clients c ON c.id = a.client_id
            WHERE c.workspace_id = $1
+             AND (a.removed_at IS NULL OR has_oauth_grant_between(c.id, a.added_at, a.removed_at))
              AND (a.creator_key_id IN (SELECT list_key_and_descendants($2))
                   OR a.creator_user_id = $3)
              AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
@@ -282,11 +286,15 @@ pub async fn has_active_client(
                  AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
                       OR EXISTS (
                           SELECT FROM oauth_client_secrets s
-                          WHERE s.client_id = c.id AND (s.expires_at IS NULL OR s.expires_at > $3)
+                          WHERE s.client_id = c.id
+                            AND (s.expires_at IS NULL OR s.expires_at > $3
+                                 OR has_oauth_grant_between(c.id, s.created_at, s.expires_at))
                             AND s.creator_key_id IN (SELECT list_key_and_descendants($2)))
                       OR EXISTS (
                           SELECT FROM oauth_added_redirect_uris a
                           WHERE a.client_id = c.id
+                            AND (a.removed_at IS NULL
+                                 OR has_oauth_grant_between(c.id, a.added_at, a.removed_at))
                             AND a.creator_key_id IN (SELECT list_key_and_descendants($2))))
            ) AS "has_one!""#,
         workspace.uuid(),
@@ -297,23 +305,38 @@ pub async fn has_active_client(
     .await?)
 }
 
-/// A client whose secrets or redirect URIs ended.
+/// A client to which keys added secrets or redirect URIs, of which some have ended now.
 #[derive(Debug)]
 pub struct RestoredClient {
     /// The client's id.
     pub id: ClientId,
     /// The client's name.
     pub name: String,
-    /// The number of secrets that ended.
-    pub secrets: i64,
-    /// The redirect URIs that were removed.
-    pub redirect_uris: Vec<String>,
+    /// What the keys added.
+    pub additions: ClientAdditions,
     /// The time at which the first of them was added.
     pub since: OffsetDateTime,
+    /// The time at which the last of them ended. `None`: now.
+    pub until: Option<OffsetDateTime>,
+}
+
+/// What keys added to a client.
+#[derive(Debug)]
+pub enum ClientAdditions {
+    /// The number of secrets that have ended now. Others had expired.
+    Secrets(i64),
+    /// Redirect URIs.
+    RedirectUris {
+        /// Those that were removed now.
+        removed: Vec<String>,
+        /// Those that had been removed before, and from whose time the client has grants.
+        earlier: Vec<String>,
+    },
 }
 
 /// Ends the secrets that a key and its descendants added to OAuth clients. The newest other secret
-/// that is still valid becomes the current one again.
+/// that is still valid becomes the current one again. Also returns clients whose added secrets have
+/// expired, if they have grants from the time in between.
 ///
 /// # Errors
 /// [`StoreError`] if a query fails.
@@ -324,23 +347,29 @@ pub async fn end_added_secrets(
     now: OffsetDateTime,
 ) -> Result<Vec<RestoredClient>, StoreError> {
     let rows = sqlx::query!(
-        r#"WITH ended AS (
-               DELETE FROM oauth_client_secrets s USING oauth_clients c
-               WHERE c.id = s.client_id AND c.workspace_id = $1
-                 AND (s.expires_at IS NULL OR s.expires_at > $3)
+        r#"WITH added AS (
+               SELECT s.id, c.id AS client_id, c.name, s.created_at, s.expires_at,
+                      s.expires_at IS NULL OR s.expires_at > $3 AS is_valid
+               FROM oauth_client_secrets s JOIN oauth_clients c ON c.id = s.client_id
+               WHERE c.workspace_id = $1
                  AND s.creator_key_id IN (SELECT list_key_and_descendants($2))
-               RETURNING c.id, c.name, s.created_at
+                 AND (s.expires_at IS NULL OR s.expires_at > $3
+                      OR has_oauth_grant_between(c.id, s.created_at, s.expires_at))
+           ), ended AS (
+               DELETE FROM oauth_client_secrets
+               WHERE id IN (SELECT id FROM added WHERE is_valid)
            )
-           SELECT id AS "id!: ClientId", name AS "name!", count(*) AS "secrets!",
-                  min(created_at) AS "since!"
-           FROM ended GROUP BY id, name ORDER BY id"#,
+           SELECT client_id AS "id!: ClientId", name AS "name!",
+                  count(*) FILTER (WHERE is_valid) AS "secrets!", min(created_at) AS "since!",
+                  CASE WHEN NOT bool_or(is_valid) THEN max(expires_at) END AS until
+           FROM added GROUP BY client_id, name ORDER BY client_id"#,
         workspace.uuid(),
         key.uuid(),
         now,
     )
     .fetch_all(tx.conn())
     .await?;
-    for row in &rows {
+    for row in rows.iter().filter(|row| row.secrets > 0) {
         // Its successor is one of those that ended: only a later secret lets a current one expire.
         sqlx::query!(
             "UPDATE oauth_client_secrets SET expires_at = NULL
@@ -357,14 +386,15 @@ pub async fn end_added_secrets(
     let clients = rows.into_iter().map(|row| RestoredClient {
         id: row.id,
         name: row.name,
-        secrets: row.secrets,
-        redirect_uris: Vec::new(),
+        additions: ClientAdditions::Secrets(row.secrets),
         since: row.since,
+        until: row.until,
     });
     Ok(clients.collect())
 }
 
-/// Removes the redirect URIs that a key and its descendants added to OAuth clients.
+/// Removes the redirect URIs that a key and its descendants added to OAuth clients. Also returns
+/// clients of which such URIs were removed before, if they have grants from the time in between.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -372,16 +402,28 @@ pub async fn remove_added_uris(
     tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     key: ApiKeyId,
+    now: OffsetDateTime,
 ) -> Result<Vec<RestoredClient>, StoreError> {
     let rows = sqlx::query!(
-        r#"WITH removed AS (
-               DELETE FROM oauth_added_redirect_uris a USING oauth_clients c
-               WHERE c.id = a.client_id AND c.workspace_id = $1
+        r#"WITH added AS (
+               SELECT a.id, a.client_id, a.uri, a.added_at, a.removed_at
+               FROM oauth_added_redirect_uris a JOIN oauth_clients c ON c.id = a.client_id
+               WHERE c.workspace_id = $1
                  AND a.creator_key_id IN (SELECT list_key_and_descendants($2))
-               RETURNING a.client_id, a.uri, a.added_at
+                 AND (a.removed_at IS NULL
+                      OR has_oauth_grant_between(c.id, a.added_at, a.removed_at))
+           ), removed AS (
+               UPDATE oauth_added_redirect_uris SET removed_at = $3
+               WHERE id IN (SELECT id FROM added WHERE removed_at IS NULL)
            ), by_client AS (
-               SELECT client_id, array_agg(uri ORDER BY uri) AS uris, min(added_at) AS since
-               FROM removed GROUP BY client_id
+               SELECT client_id,
+                      coalesce(array_agg(uri ORDER BY uri) FILTER (WHERE removed_at IS NULL), '{}')
+                          AS uris,
+                      coalesce(array_agg(DISTINCT uri) FILTER (WHERE removed_at IS NOT NULL), '{}')
+                          AS earlier,
+                      min(added_at) AS since,
+                      CASE WHEN bool_and(removed_at IS NOT NULL) THEN max(removed_at) END AS until
+               FROM added GROUP BY client_id
            )
            UPDATE oauth_clients c
            SET redirect_uris = ARRAY(
@@ -389,18 +431,19 @@ pub async fn remove_added_uris(
                WHERE uri <> ALL (r.uris) ORDER BY position)
            FROM by_client r WHERE c.id = r.client_id AND c.workspace_id = $1
            RETURNING c.id AS "id!: ClientId", c.name AS "name!", r.uris AS "uris!",
-                     r.since AS "since!""#,
+                     r.earlier AS "earlier!", r.since AS "since!", r.until AS until"#,
         workspace.uuid(),
         key.uuid(),
+        now,
     )
     .fetch_all(tx.conn())
     .await?;
     let clients = rows.into_iter().map(|row| RestoredClient {
         id: row.id,
         name: row.name,
-        secrets: 0,
-        redirect_uris: row.uris,
+        additions: ClientAdditions::RedirectUris { removed: row.uris, earlier: row.earlier },
         since: row.since,
+        until: row.until,
     });
     Ok(clients.collect())
 }

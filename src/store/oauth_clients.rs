@@ -300,8 +300,9 @@ pub async fn add_secret(
     Ok(())
 }
 
-/// Records the redirect URIs that were added to a workspace client, and forgets those that it does
-/// not have any more. `uris` is the new list, `added` what was not in the old one.
+/// Records the redirect URIs that were added to a workspace client, and that it does not have
+/// others any more. `uris` is the new list, `added` what was not in the old one. A URI that the
+/// same credentials add again keeps the time of its first addition.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -314,16 +315,26 @@ pub async fn record_added_uris(
     creator: Creator,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "DELETE FROM oauth_added_redirect_uris WHERE client_id = $1 AND uri <> ALL ($2)",
+        "UPDATE oauth_added_redirect_uris SET removed_at = $3
+         WHERE client_id = $1 AND removed_at IS NULL AND uri <> ALL ($2)",
         client.uuid(),
         uris,
+        now,
     )
     .execute(tx.conn())
     .await?;
     sqlx::query!(
-        "INSERT INTO oauth_added_redirect_uris (client_id, uri, added_at, added_by, creator_user_id,
+        "WITH again AS (
+             UPDATE oauth_added_redirect_uris SET removed_at = NULL
+             WHERE client_id = $1 AND uri = ANY ($2)
+               AND creator_user_id IS NOT DISTINCT FROM $5
+               AND creator_key_id IS NOT DISTINCT FROM $6
+             RETURNING uri
+         )
+         INSERT INTO oauth_added_redirect_uris (client_id, uri, added_at, added_by, creator_user_id,
                                                 creator_key_id)
-         SELECT $1, uri, $3, $4, $5, $6 FROM unnest($2::text[]) AS uri ON CONFLICT DO NOTHING",
+         SELECT DISTINCT $1::uuid, uri, $3::timestamptz, $4, $5::uuid, $6::uuid
+         FROM unnest($2::text[]) AS uri WHERE uri NOT IN (SELECT uri FROM again)",
         client.uuid(),
         added,
         now,
@@ -336,15 +347,17 @@ pub async fn record_added_uris(
     Ok(())
 }
 
-/// Ends the grants of a client of the transaction's workspace that were created since a time, in
-/// all workspaces, and the one of the client for itself. Returns their number for each workspace.
+/// Ends the grants of a client of the transaction's workspace that were created between two times,
+/// in all workspaces. Without `until`, also the one of the client for itself. The clocks of nodes
+/// may differ by a minute. Returns their number for each workspace.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn end_grants_since(
+pub async fn end_grants_between(
     tx: &mut AdminTx<'_>,
     client: ClientId,
     since: OffsetDateTime,
+    until: Option<OffsetDateTime>,
     now: OffsetDateTime,
     reason: GrantEndReason,
 ) -> Result<Vec<ExternalGrants>, StoreError> {
@@ -352,9 +365,10 @@ pub async fn end_grants_since(
         ExternalGrants,
         r#"SELECT client_id AS "client_id!: ClientId", client_name AS "client_name!",
                   workspace_id AS "workspace_id!: WorkspaceId", grants AS "grants!"
-           FROM end_oauth_grants_since($1, $2, $3, $4)"#,
+           FROM end_oauth_grants_between($1, $2, $3, $4, $5)"#,
         client.uuid(),
         since,
+        until,
         now,
         reason.as_str(),
     )

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
+use call2me_auth::env::Clock as _;
 use serde_json::{Value, json};
+use sqlx::Executor as _;
 
 use crate::fixture::{
     Browser, Key, PASSWORD, SmtpSink, TestApp, TestClient, TestResponse, TestUser, eventually,
@@ -380,12 +382,17 @@ async fn cascade_ends_grants_since_the_redirect_uri_was_added() {
     let web = OAuthClient::from_registration(&web);
     let mut browser = Browser::signed_in(&app, &lee.email).await;
     let before = app.obtain_tokens(&mut browser, &web, &[]).await;
+    // The clocks of nodes may differ by a minute.
+    app.clock.advance(Duration::from_mins(2));
     let root = create_key(&app, &dana.access_token, "root").await;
     let path = format!("/v1/oauth/clients/{}", web.id);
     let uris = json!({ "redirect_uris": ["https://app.example/cb", EVIL_URI] });
     patch(&app, &root.secret, &path, uris).await;
     let evil = OAuthClient { redirect_uri: EVIL_URI.to_owned(), ..web.clone() };
     let since = app.obtain_tokens(&mut browser, &evil, &[]).await;
+    let slow_clock = "UPDATE oauth_grants SET created_at = created_at - interval '30 seconds'
+                      WHERE redirect_uri LIKE '%evil%'";
+    app.database.connect().await.execute(slow_clock).await.unwrap();
     revoke(&app, &dana, &root, "?cascade=true").await.expect_status(204);
     for (tokens, expected) in [(&before, 200), (&since, 401)] {
         assert_eq!(status(&app, tokens["access_token"].as_str().unwrap()).await, expected);
@@ -394,6 +401,144 @@ async fn cascade_ends_grants_since_the_redirect_uri_was_added() {
     assert_eq!(page.status, 400, "{page:#?}");
     let events = app.wait_for_event_count(&lee.access_token, "action=oauth.grant_ended", 1).await;
     assert_eq!(events[0]["metadata"]["reason"], "api_key_revoked");
+}
+
+/// A client of the owner, to which a key adds access and removes it again.
+struct FormerAccess {
+    web: OAuthClient,
+    root: Key,
+    /// A grant from before, one from meanwhile, and one from after.
+    tokens: [Value; 3],
+}
+
+/// How the key got the grant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Former {
+    UriRemovedByKey,
+    UriRemovedByOwner,
+    UriAddedAgain,
+    ExpiredSecret,
+}
+
+impl FormerAccess {
+    async fn new(app: &TestApp, dana: &TestUser, user: &TestUser, former: Former) -> Self {
+        let owner = &dana.access_token;
+        let body = json!({
+            "name": "Web", "redirect_uris": ["https://app.example/cb"],
+            "grant_types": ["authorization_code", "refresh_token"],
+            "token_endpoint_auth_method": "client_secret_post",
+        });
+        let web =
+            OAuthClient::from_registration(&create(app, owner, "/v1/oauth/clients", body).await);
+        let mut browser = Browser::signed_in(app, &user.email).await;
+        let before = app.obtain_tokens(&mut browser, &web, &[]).await;
+        app.clock.advance(Duration::from_secs(90));
+        let root = create_key(app, owner, "root").await;
+        let path = format!("/v1/oauth/clients/{}", web.id);
+        let secret = format!("{path}/secret");
+        let own = json!({ "redirect_uris": ["https://app.example/cb"] });
+        let both = json!({ "redirect_uris": ["https://app.example/cb", EVIL_URI] });
+        let mut evil = web.clone();
+        if former == Former::ExpiredSecret {
+            let rotated = create(app, &root.secret, &secret, json!({})).await;
+            evil.secret = Some(rotated["client_secret"].as_str().unwrap().to_owned());
+        } else {
+            patch(app, &root.secret, &path, both.clone()).await;
+            EVIL_URI.clone_into(&mut evil.redirect_uri);
+        }
+        let meanwhile = app.obtain_tokens(&mut browser, &evil, &[]).await;
+        let mut web = web;
+        match former {
+            Former::UriRemovedByKey => drop(patch(app, &root.secret, &path, own).await),
+            Former::UriRemovedByOwner => drop(patch(app, owner, &path, own).await),
+            Former::UriAddedAgain => {
+                for uris in [&own, &both, &own] {
+                    patch(app, &root.secret, &path, uris.clone()).await;
+                }
+            }
+            Former::ExpiredSecret => {
+                let body = json!({ "overlap_seconds": 0 });
+                let rotated = create(app, owner, &secret, body).await;
+                web.secret = Some(rotated["client_secret"].as_str().unwrap().to_owned());
+            }
+        }
+        app.clock.advance(Duration::from_secs(90));
+        let after = app.obtain_tokens(&mut browser, &web, &[]).await;
+        Self { web, root, tokens: [before, meanwhile, after] }
+    }
+
+    async fn statuses(&self, app: &TestApp) -> Vec<u16> {
+        let mut statuses = Vec::new();
+        for tokens in &self.tokens {
+            statuses.push(status(app, tokens["access_token"].as_str().unwrap()).await);
+        }
+        statuses
+    }
+}
+
+/// A key cannot hide a redirect URI or a secret by removing it after its use.
+#[tokio::test]
+async fn cascade_ends_grants_of_access_that_was_removed_before() {
+    let (app, _sink, dana) = app_with_mail().await;
+    for former in [
+        Former::UriRemovedByKey,
+        Former::UriRemovedByOwner,
+        Former::UriAddedAgain,
+        Former::ExpiredSecret,
+    ] {
+        let user = app.register(&format!("user-{former:?}").to_lowercase()).await;
+        let access = FormerAccess::new(&app, &dana, &user, former).await;
+        let list = match former {
+            Former::ExpiredSecret => "client_secrets",
+            _ => "redirect_uris",
+        };
+        let made = descendants(&app, &dana.access_token, &access.root).await;
+        assert_eq!(values(&made[list], "client_id"), [&*access.web.id], "{former:?} {made:#}");
+        if list == "redirect_uris" {
+            assert!(made[list][0]["removed_at"].is_string(), "{made:#}");
+        }
+        assert_eq!(access.statuses(&app).await, [200, 200, 200], "{former:?}");
+        revoke(&app, &dana, &access.root, "?cascade=true").await.expect_status(204);
+        assert_eq!(access.statuses(&app).await, [200, 401, 200], "{former:?}");
+        let made = descendants(&app, &dana.access_token, &access.root).await;
+        assert_eq!(made[list], json!([]), "{former:?}");
+        let path = format!("/v1/oauth/clients/{}", access.web.id);
+        let web = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+        assert_eq!(web["redirect_uris"], json!(["https://app.example/cb"]), "{former:?}");
+    }
+}
+
+/// A redirect URI that a key added and removed, and that the owner adds later, is the owner's.
+#[tokio::test]
+async fn cascade_keeps_redirect_uri_that_owner_added_later() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let user = app.register("lee").await;
+    let access = FormerAccess::new(&app, &dana, &user, Former::UriRemovedByKey).await;
+    let path = format!("/v1/oauth/clients/{}", access.web.id);
+    let uris = json!({ "redirect_uris": ["https://app.example/cb", EVIL_URI] });
+    patch(&app, &dana.access_token, &path, uris.clone()).await;
+    revoke(&app, &dana, &access.root, "?cascade=true").await.expect_status(204);
+    let web = app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+    assert_eq!(web["redirect_uris"], uris["redirect_uris"]);
+    assert_eq!(access.statuses(&app).await, [200, 401, 200]);
+}
+
+/// History is deleted when no grant is left of it.
+#[tokio::test]
+async fn removed_redirect_uri_is_pruned_with_its_last_grant() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let user = app.register("lee").await;
+    FormerAccess::new(&app, &dana, &user, Former::UriRemovedByKey).await;
+    app.clock.advance(Duration::from_hours(2 * 24));
+    let mut connection = app.database.connect().await;
+    let count = "SELECT count(*) FROM oauth_added_redirect_uris";
+    for (left, end) in [(1, "SELECT 1"), (0, "UPDATE oauth_grants SET ended_at = now()")] {
+        connection.execute(end).await.unwrap();
+        let idle = Duration::from_hours(90 * 24);
+        app.app.store.prune_oauth(app.clock.now(), idle).await.unwrap();
+        let rows: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(rows, left, "{end}");
+    }
 }
 
 async fn set_role(app: &TestApp, by: &str, member: &TestUser, role: &str) {

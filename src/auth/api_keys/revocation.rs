@@ -32,7 +32,10 @@ use crate::{
         oauth::grant::GrantEndReason,
         principal::Caller,
     },
-    store::{self, AdminTx, Audited, Tx, key_descendants::RestoredClient},
+    store::{
+        self, AdminTx, Audited, Tx,
+        key_descendants::{ClientAdditions, RestoredClient},
+    },
 };
 
 /// Maximum number of descendants of each kind that an event and an email name.
@@ -417,7 +420,8 @@ impl ApiKeys {
 
     /// Ends the secrets and the redirect URIs that a key and its descendants added to OAuth clients
     /// of other creators. The holder of the key may have used them, so the grants that such a
-    /// client got since then end too. Returns `None` if there are none.
+    /// client got since then end too. Those that ended before count as well, up to that time.
+    /// Returns `None` if there are none.
     async fn restore_clients(
         &self,
         tx: &mut AdminTx<'_>,
@@ -427,19 +431,27 @@ impl ApiKeys {
     ) -> Result<Option<Audited>, AuthError> {
         let (now, reason) = (self.context.env.clock.now(), GrantEndReason::ApiKeyRevoked);
         let mut clients = store::key_descendants::end_added_secrets(tx, workspace, id, now).await?;
-        clients.extend(store::key_descendants::remove_added_uris(tx, workspace, id).await?);
+        clients.extend(store::key_descendants::remove_added_uris(tx, workspace, id, now).await?);
         let mut audited = None;
-        for RestoredClient { id: client, name, secrets, redirect_uris, since } in clients {
-            let (action, details) = if secrets > 0 {
-                (Action::ClientSecretRevoked, json!({ "secrets": secrets }))
-            } else {
-                (Action::ClientUpdated, json!({ "removed_redirect_uris": redirect_uris }))
+        for RestoredClient { id: client, name, additions, since, until } in clients {
+            let (action, details) = match additions {
+                ClientAdditions::Secrets(secrets) => {
+                    (Action::ClientSecretRevoked, json!({ "secrets": secrets }))
+                }
+                ClientAdditions::RedirectUris { removed, earlier } => (
+                    Action::ClientUpdated,
+                    json!({
+                        "removed_redirect_uris": removed,
+                        "earlier_redirect_uris": earlier,
+                    }),
+                ),
             };
             let event = self.revocation_event_with(revoker, workspace, action, id, details);
             let event = event.with_target(client, name);
             audited = Some(store::audit::insert(tx, workspace, &event).await?);
             let grants =
-                store::oauth_clients::end_grants_since(tx, client, since, now, reason).await?;
+                store::oauth_clients::end_grants_between(tx, client, since, until, now, reason)
+                    .await?;
             let request = revoker.request().map(|request| &**request);
             self.context.audit_ended_grants(tx, workspace, request, reason, grants).await?;
         }

@@ -182,6 +182,11 @@ pub struct AddedRedirectUriBody {
     redirect_uri: String,
     #[serde(serialize_with = "crate::model::timestamp::serialize")]
     added_at: OffsetDateTime,
+    /// The time at which it was removed: users have authorized the client in between. `null` if the
+    /// client still has it.
+    #[serde(serialize_with = "crate::model::timestamp::option::serialize")]
+    #[schema(required = true)]
+    removed_at: Option<OffsetDateTime>,
     /// The id of the key that added it.
     #[schema(example = "key_01jd0zt8q7f7qvs4p2k6x3m9ab")]
     added_by: String,
@@ -189,8 +194,9 @@ pub struct AddedRedirectUriBody {
 
 impl From<AddedRedirectUri> for AddedRedirectUriBody {
     fn from(added: AddedRedirectUri) -> Self {
-        let AddedRedirectUri { client_id, client_name, uri, added_at, added_by } = added;
-        Self { client_id, client_name, redirect_uri: uri, added_at, added_by }
+        let AddedRedirectUri { client_id, client_name, uri, added_at, removed_at, added_by } =
+            added;
+        Self { client_id, client_name, redirect_uri: uri, added_at, removed_at, added_by }
     }
 }
 
@@ -203,9 +209,12 @@ pub struct DescendantsBody {
     oauth_clients: Vec<DescendantClientBody>,
     /// Open invitations.
     invitations: Vec<InvitationBody>,
-    /// Valid secrets that it added to OAuth clients of others. `cascade=true` ends them.
+    /// Secrets that it added to OAuth clients of others, and that are valid or have expired after
+    /// users authorized the client. `cascade=true` ends them, and what was authorized meanwhile.
     client_secrets: Vec<AddedSecretBody>,
-    /// Redirect URIs that it added to OAuth clients of others. `cascade=true` removes them.
+    /// Redirect URIs that it added to OAuth clients of others, also if they were removed after
+    /// users authorized the client. `cascade=true` removes them, and ends what was authorized
+    /// meanwhile.
     redirect_uris: Vec<AddedRedirectUriBody>,
     /// Members that it invited, or whose role it set, also through members and keys of others that
     /// it gave access to. They stay, also with `cascade=true`.
