@@ -106,6 +106,13 @@ CREATE TABLE context_keys (
     replaced_at timestamptz
 );
 
+-- The ids of keys that the operator has discarded. A node that has such a key configured does not
+-- start, and no node adds it again. Only the owner writes them.
+CREATE TABLE discarded_context_keys (
+    id bytea PRIMARY KEY CHECK (octet_length(id) = 8),
+    discarded_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- The key of seals, in one row. A UUID has 122 random bits of a strong source. No other role has
 -- rights.
 CREATE TABLE context_seal_key (
@@ -124,7 +131,9 @@ CREATE FUNCTION store_first_context_key(p_id bytea, p_inner_block bytea, p_outer
     BEGIN
         LOCK TABLE context_keys IN SHARE ROW EXCLUSIVE MODE;
         INSERT INTO context_keys (id, inner_block, outer_block)
-        SELECT p_id, p_inner_block, p_outer_block WHERE NOT EXISTS (SELECT FROM context_keys);
+        SELECT p_id, p_inner_block, p_outer_block
+        WHERE NOT EXISTS (SELECT FROM context_keys)
+          AND NOT EXISTS (SELECT FROM discarded_context_keys WHERE id = p_id);
         RETURN EXISTS (SELECT FROM context_keys WHERE id = p_id);
     END
     $$;
@@ -163,13 +172,19 @@ CREATE FUNCTION add_context_key(p_id bytea, p_inner_block bytea, p_outer_block b
             RAISE EXCEPTION 'the MAC of the key is wrong' USING ERRCODE = 'insufficient_privilege';
         END IF;
         INSERT INTO context_keys (id, inner_block, outer_block)
-        VALUES (p_id, p_inner_block, p_outer_block) ON CONFLICT DO NOTHING;
+        SELECT p_id, p_inner_block, p_outer_block
+        WHERE NOT EXISTS (SELECT FROM discarded_context_keys WHERE id = p_id)
+        ON CONFLICT DO NOTHING;
     END
     $$;
 
 CREATE FUNCTION list_context_keys() RETURNS SETOF bytea
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ SELECT id FROM context_keys ORDER BY id $$;
+
+CREATE FUNCTION list_discarded_context_keys() RETURNS SETOF bytea
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT id FROM discarded_context_keys ORDER BY id $$;
 
 -- Sets the context of the current transaction. A NULL or nil id is none. `p_issued_at` is the time
 -- of the MAC by the clock of this server, in microseconds since 1970: a MAC that leaks into a log
@@ -235,9 +250,10 @@ CREATE FUNCTION current_user_id() RETURNS uuid
     AS $$ SELECT context_part(17) $$;
 
 REVOKE ALL ON FUNCTION hmac_sha256, context_seal, set_context, context_part,
-    store_first_context_key, add_context_key, list_context_keys FROM PUBLIC;
+    store_first_context_key, add_context_key, list_context_keys, list_discarded_context_keys
+    FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION set_context, context_part, store_first_context_key, add_context_key,
-    list_context_keys TO call2me_auth_app;
+    list_context_keys, list_discarded_context_keys TO call2me_auth_app;
 
 ------------------------------------------------------------------------------------------------
 -- UUIDv7: the first 48 bits are the time in milliseconds

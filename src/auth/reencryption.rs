@@ -125,7 +125,8 @@ pub async fn reencrypt(
     };
     let unreadable = run.unreadable;
     let discarded = if discard_previous {
-        owner.discard_keys_except(*ids.current()).await.map_err(failed)?
+        let others: Vec<_> = ids.previous().copied().collect();
+        owner.discard_keys_except(*ids.current(), &others).await.map_err(failed)?
     } else {
         Vec::new()
     };

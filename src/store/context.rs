@@ -151,6 +151,20 @@ impl KeyRing<ContextKey> {
     /// database: its data may need them.
     async fn register(&self, connection: &mut PgConnection) -> Result<(), String> {
         let describe = |error| format!("cannot check the encryption key: {}", brief(&error));
+        let discarded: Vec<Vec<u8>> =
+            sqlx::query_scalar!(r#"SELECT list_discarded_context_keys() AS "id!""#)
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(describe)?;
+        if let Some(id) =
+            self.iter().map(ContextKey::id).find(|id| discarded.contains(&id.to_vec()))
+        {
+            return Err(format!(
+                "the encryption key with the id {} was discarded, because it may have leaked: \
+                 remove it from keys.encryption_key and keys.previous_encryption_keys",
+                HEXLOWER.encode(&id)
+            ));
+        }
         let is_known = self.current().store_first(&mut *connection).await.map_err(describe)?;
         let stored: Vec<Vec<u8>> = sqlx::query_scalar!(r#"SELECT list_context_keys() AS "id!""#)
             .fetch_all(&mut *connection)

@@ -213,10 +213,15 @@ impl OwnerConnection {
     /// Removes all keys but one at once, also those that nodes use or that were added meanwhile,
     /// and returns the ids of the removed ones. SQL that an attacker injects can register nodes, so
     /// they must not keep a leaked key. A node with a removed key fails until it is restarted.
+    /// Records the removed keys and `others` as discarded, so that no node starts with one.
     ///
     /// # Errors
     /// [`StoreError`] if a query fails.
-    pub async fn discard_keys_except(&mut self, id: KeyId) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub async fn discard_keys_except(
+        &mut self,
+        id: KeyId,
+        others: &[KeyId],
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
         let mut tx = self.0.begin().await?;
         // Waits for transactions that are about to add a key. Later ones do not find the key that
         // proves that they may.
@@ -225,6 +230,15 @@ impl OwnerConnection {
             sqlx::query_scalar!("DELETE FROM context_keys WHERE id <> $1 RETURNING id", &id)
                 .fetch_all(&mut *tx)
                 .await?;
+        let others = others.iter().filter(|other| **other != id).map(|other| other.to_vec());
+        let discarded: Vec<_> = removed.iter().cloned().chain(others).collect();
+        sqlx::query!(
+            "INSERT INTO discarded_context_keys (id)
+             SELECT DISTINCT id FROM unnest($1::bytea[]) AS id ON CONFLICT DO NOTHING",
+            &discarded,
+        )
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(removed)
     }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use call2me_auth::{
+    app::Application,
     auth::{
         master_key::MasterKeys,
         reencryption::{self, ReencryptionReport},
     },
-    env::Clock as _,
+    env::{Clock as _, Env},
     store::migrate::database_name,
 };
 use serde_json::{Value, json};
@@ -272,6 +273,29 @@ async fn injected_registration_does_not_keep_discarded_key() {
     assert!(report.summary.contains("removed while nodes used them (1)"), "{report:?}");
     assert_eq!(count(&app, "SELECT count(*) FROM context_keys").await, 1);
     app.register("acme").await;
+}
+
+/// Values of a leaked key would be valid again on a node that still has it configured.
+#[tokio::test]
+async fn node_with_discarded_key_does_not_start() {
+    let sink = SmtpSink::start();
+    let app = start(cluster().database().await, &prepared(&sink)).await;
+    let app = start(app.stop().await, &rotated(&sink)).await;
+    reencrypt(&app, true).await.unwrap();
+    // A key that the database has never had.
+    let unused = "dW51c2VkIGVuY3J5cHRpb24ga2V5LCAzMiBieXRlcyE=";
+    let database = app.stop().await;
+    for (current, previous) in
+        [(NEW_KEY, ENCRYPTION_KEY), (ENCRYPTION_KEY, NEW_KEY), (ENCRYPTION_KEY, unused)]
+    {
+        let changes = keys(current, previous, &sink);
+        let changes = changes.each_ref().map(|(key, value)| (*key, &**value));
+        let settings = settings(URL, &database, &changes);
+        let started = Application::build(settings, Env::system()).await;
+        let error = started.map(drop).unwrap_err();
+        assert!(error.contains("was discarded"), "{error}");
+    }
+    start(database, &keys(NEW_KEY, unused, &sink)).await.register("acme").await;
 }
 
 /// A row that a transaction has locked is tried again, and its change is not overwritten.
