@@ -46,6 +46,25 @@ END
 $$;
 
 GRANT USAGE ON SCHEMA public TO call2me_auth_app;
+-- Large objects belong to no workspace and outlive the request that creates them. PostgreSQL lets
+-- every role create them by default.
+DO $$
+DECLARE
+    large_object_function regprocedure;
+BEGIN
+    FOR large_object_function IN
+        SELECT oid::regprocedure FROM pg_proc
+        WHERE pronamespace = 'pg_catalog'::regnamespace
+          AND (proname LIKE 'lo\_%' OR proname IN ('loread', 'lowrite'))
+    LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC, call2me_auth_app',
+                       large_object_function);
+    END LOOP;
+EXCEPTION
+    -- Only a superuser may revoke it.
+    WHEN insufficient_privilege THEN NULL;
+END
+$$;
 -- SECURITY DEFINER functions look up names in this schema. No other role may create objects here.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 
@@ -85,9 +104,10 @@ GRANT EXECUTE ON FUNCTION oldest_compatible_version TO call2me_auth_app;
 --
 -- 1. The service calls set_context() with the workspace and user that it has authenticated, and
 --    with a MAC over them and the time. The key of the MAC is derived from `keys.encryption_key`.
--- 2. set_context() checks the MAC, and stores the context in a setting of the transaction, with a
---    seal. The seal is a MAC over the context, the backend and the time at which the transaction
---    began, under a key that never leaves the database.
+-- 2. set_context() checks the MAC and that the user is a member of the workspace, and stores the
+--    context in a setting of the transaction, with a seal. The seal is a MAC over the context, the
+--    backend and the time at which the transaction began, under a key that never leaves the
+--    database.
 -- 3. Policies read the context with current_workspace_id() and current_user_id(), which check the
 --    seal. A setting that is forged, or was sealed for another transaction, is no context.
 --
@@ -189,8 +209,12 @@ CREATE FUNCTION list_discarded_context_keys() RETURNS SETOF bytea
 -- Sets the context of the current transaction. A NULL or nil id is none. `p_issued_at` is the time
 -- of the MAC by the clock of this server, in microseconds since 1970: a MAC that leaks into a log
 -- is of no use later. The service then tries again (MC001).
+--
+-- A user must be a member of the workspace (MC002): the service may have read either id from a row
+-- that injected SQL can write. The user of a request that creates the workspace, or presents an
+-- invitation to it, becomes a member only in this transaction. The MAC then covers another byte.
 CREATE FUNCTION set_context(p_workspace_id uuid, p_user_id uuid, p_issued_at bigint, p_key_id bytea,
-                            p_mac bytea)
+                            p_mac bytea, p_is_joining boolean DEFAULT false)
     RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -198,20 +222,29 @@ CREATE FUNCTION set_context(p_workspace_id uuid, p_user_id uuid, p_issued_at big
         nil CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
         context CONSTANT bytea :=
             uuid_send(coalesce(p_workspace_id, nil)) || uuid_send(coalesce(p_user_id, nil));
+        message CONSTANT bytea := context || int8send(p_issued_at)
+            || CASE WHEN p_is_joining THEN '\x01'::bytea ELSE ''::bytea END;
         now_us CONSTANT bigint := extract(epoch FROM clock_timestamp()) * 1000000;
     BEGIN
         -- Digests are compared, so that the duration says nothing about the expected MAC.
         IF NOT EXISTS (
             SELECT FROM context_keys k
             WHERE k.id = p_key_id
-              AND sha256(hmac_sha256(k.inner_block, k.outer_block, context || int8send(p_issued_at)))
-                  = sha256(p_mac))
+              AND sha256(hmac_sha256(k.inner_block, k.outer_block, message)) = sha256(p_mac))
         THEN
             RAISE EXCEPTION 'the MAC of the context is wrong'
                 USING ERRCODE = 'insufficient_privilege';
         END IF;
         IF p_issued_at NOT BETWEEN now_us - 30000000 AND now_us + 30000000 THEN
             RAISE EXCEPTION 'the MAC of the context has expired' USING ERRCODE = 'MC001';
+        END IF;
+        IF p_is_joining IS NOT TRUE AND NULLIF(p_workspace_id, nil) IS NOT NULL
+           AND NULLIF(p_user_id, nil) IS NOT NULL
+           AND NOT EXISTS (SELECT FROM memberships m
+                           WHERE m.workspace_id = p_workspace_id AND m.user_id = p_user_id)
+        THEN
+            RAISE EXCEPTION 'the user of the context is not a member of its workspace'
+                USING ERRCODE = 'MC002';
         END IF;
         PERFORM set_config('call2me.context',
                            (context || context_seal(k.secret, context))::text, true)
@@ -249,7 +282,34 @@ CREATE FUNCTION current_user_id() RETURNS uuid
     LANGUAGE sql STABLE PARALLEL RESTRICTED
     AS $$ SELECT context_part(17) $$;
 
+-- Checks that a node decided this: a purpose with its values, as a message. The digest of the
+-- purpose comes first, and all messages are longer than those of contexts, so that no MAC is valid
+-- for something else. For use in SECURITY DEFINER functions.
+CREATE FUNCTION require_signed_decision(p_purpose text, p_values bytea, p_key_id bytea, p_mac bytea)
+    RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+    BEGIN
+        IF NOT EXISTS (
+            SELECT FROM context_keys k
+            WHERE k.id = p_key_id
+              AND sha256(hmac_sha256(k.inner_block, k.outer_block,
+                                     sha256(convert_to(p_purpose, 'UTF8')) || p_values))
+                  = sha256(p_mac))
+        THEN
+            RAISE EXCEPTION 'the MAC of % is wrong', p_purpose
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+    END
+    $$;
+
+-- Converts microseconds since 1970, in which MACs cover times.
+CREATE FUNCTION timestamp_of_micros(p_micros bigint) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$ SELECT timestamptz 'epoch' + p_micros * interval '1 microsecond' $$;
+
 REVOKE ALL ON FUNCTION hmac_sha256, context_seal, set_context, context_part,
+    require_signed_decision, timestamp_of_micros,
     store_first_context_key, add_context_key, list_context_keys, list_discarded_context_keys
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION set_context, context_part, store_first_context_key, add_context_key,

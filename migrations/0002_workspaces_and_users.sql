@@ -55,14 +55,15 @@ CREATE INDEX memberships_role_set_by_user_id_idx ON memberships (role_set_by_use
 
 GRANT SELECT (id, email, normalized_email, full_name, profile, last_workspace_id, created_at,
               email_verified_at, reclaimable_until),
-    INSERT,
-    UPDATE (full_name, profile, password_hash, last_workspace_id, email_verified_at,
-            reclaimable_until)
+    INSERT (id, email, normalized_email, full_name, password_hash, profile, last_workspace_id,
+            created_at),
+    UPDATE (full_name, profile, password_hash, last_workspace_id)
     ON users TO call2me_auth_app;
--- Workspaces and memberships are inserted by create_workspace() and accept_invitation() only.
+-- Workspaces and memberships are inserted by create_workspace() and accept_invitation() only, and
+-- memberships are deleted by remove_member() only, which also ends the member's sessions.
 GRANT SELECT, UPDATE (name, branding, rate_limit_per_minute, require_second_factor)
     ON workspaces TO call2me_auth_app;
-GRANT SELECT, UPDATE (role, full_name, profile, role_set_by_user_id, role_set_by_key_id), DELETE
+GRANT SELECT, UPDATE (role, full_name, profile, role_set_by_user_id, role_set_by_key_id)
     ON memberships TO call2me_auth_app;
 
 ALTER TABLE users ENABLE ROW LEVEL SECURITY;
@@ -87,8 +88,6 @@ ALTER TABLE memberships ENABLE ROW LEVEL SECURITY;
 CREATE POLICY memberships_select ON memberships FOR SELECT TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()) OR user_id = (SELECT current_user_id()));
 CREATE POLICY memberships_update ON memberships FOR UPDATE TO call2me_auth_app
-    USING (workspace_id = (SELECT current_workspace_id()));
-CREATE POLICY memberships_delete ON memberships FOR DELETE TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()));
 
 ------------------------------------------------------------------------------------------------
@@ -156,6 +155,80 @@ CREATE FUNCTION create_workspace(p_id uuid, p_name text, p_created_at timestampt
     END
     $$;
 
+-- Marks the address of the transaction's user as verified, by a decision of a node: the user has
+-- presented a mailed token. Returns false if it was verified before.
+CREATE FUNCTION set_email_verified(p_verified_at bigint, p_key_id bytea, p_mac bytea)
+    RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        PERFORM require_signed_decision(
+            'email_verified_at', uuid_send(current_user_id()) || int8send(p_verified_at), p_key_id,
+            p_mac);
+        UPDATE users SET email_verified_at = timestamp_of_micros(p_verified_at)
+        WHERE id = current_user_id() AND email_verified_at IS NULL;
+        RETURN FOUND;
+    END
+    $$;
+
+-- Stores until when the account of the transaction's user can be reclaimed, by a decision of a
+-- node. NULL ends it.
+CREATE FUNCTION set_reclaimable_until(p_until bigint, p_key_id bytea, p_mac bytea) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        PERFORM require_signed_decision(
+            'reclaimable_until', uuid_send(current_user_id()) || int8send(coalesce(p_until, 0)),
+            p_key_id, p_mac);
+        UPDATE users SET reclaimable_until = timestamp_of_micros(p_until)
+        WHERE id = current_user_id();
+    END
+    $$;
+
+-- Locks users until the transaction ends, in the order of their ids: the transaction's user, and
+-- users that are members of a workspace of this user.
+CREATE FUNCTION lock_fellow_members(p_user_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        PERFORM FROM users u
+        WHERE u.id = ANY (p_user_ids)
+          AND (u.id = current_user_id() OR EXISTS (
+              SELECT FROM memberships own JOIN memberships m ON m.workspace_id = own.workspace_id
+              WHERE own.user_id = current_user_id() AND m.user_id = u.id))
+        ORDER BY u.id FOR UPDATE;
+    END
+    $$;
+
+-- Removes a member of the transaction's workspace and ends the user's sessions there. Returns the
+-- sessions that it ended. The administrator that removes a member has no right to the user's other
+-- rows, so no transaction needs the context of that user. If this was the workspace of the last
+-- sign-in, the next sign-in uses the oldest remaining membership.
+CREATE FUNCTION remove_member(p_workspace_id uuid, p_user_id uuid, p_now timestamptz,
+                              p_reason text)
+    RETURNS SETOF uuid
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    BEGIN
+        -- Lock order everywhere: membership, user, session.
+        DELETE FROM memberships
+        WHERE workspace_id = p_workspace_id AND workspace_id = current_workspace_id()
+          AND user_id = p_user_id;
+        IF NOT FOUND THEN
+            RETURN;
+        END IF;
+        PERFORM FROM users WHERE id = p_user_id FOR UPDATE;
+        UPDATE users SET last_workspace_id =
+            (SELECT m.workspace_id FROM memberships m WHERE m.user_id = p_user_id
+             ORDER BY m.joined_at, m.workspace_id LIMIT 1)
+        WHERE id = p_user_id AND last_workspace_id = p_workspace_id;
+        RETURN QUERY
+            UPDATE sessions SET ended_at = p_now, end_reason = p_reason
+            WHERE user_id = p_user_id AND workspace_id = p_workspace_id AND ended_at IS NULL
+            RETURNING id;
+    END
+    $$;
+
 -- Deletes the transaction's user and all data that belongs to this user alone. API keys that the
 -- user created remain.
 CREATE FUNCTION delete_current_user() RETURNS boolean
@@ -182,6 +255,8 @@ CREATE FUNCTION delete_current_workspace() RETURNS boolean
     $$;
 
 REVOKE ALL ON FUNCTION find_account_by_email, lock_password_hash, replace_password_hash,
-    create_workspace, delete_current_user, delete_current_workspace FROM PUBLIC;
+    create_workspace, set_email_verified, set_reclaimable_until, lock_fellow_members,
+    remove_member, delete_current_user, delete_current_workspace FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_account_by_email, lock_password_hash, replace_password_hash,
-    create_workspace, delete_current_user, delete_current_workspace TO call2me_auth_app;
+    create_workspace, set_email_verified, set_reclaimable_until, lock_fellow_members,
+    remove_member, delete_current_user, delete_current_workspace TO call2me_auth_app;

@@ -33,25 +33,41 @@ CREATE POLICY invitations_by_workspace ON invitations TO call2me_auth_app
     WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 
 -- Returns the workspace and the address of an invitation, which its token is bound to, before the
--- caller is authenticated. The link may be sent to no other address.
+-- caller is authenticated. The link may be sent to no other address. `open_until` is NULL if the
+-- invitation is closed.
 CREATE FUNCTION find_invitation(p_id uuid)
-    RETURNS TABLE (workspace_id uuid, normalized_email text)
+    RETURNS TABLE (workspace_id uuid, normalized_email text, open_until timestamptz)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ SELECT i.workspace_id, i.normalized_email FROM invitations i WHERE i.id = p_id $$;
+    AS $$
+        SELECT i.workspace_id, i.normalized_email,
+               CASE WHEN i.closed_at IS NULL THEN i.expires_at END
+        FROM invitations i WHERE i.id = p_id
+    $$;
 
 -- Makes the transaction's user a member of the transaction's workspace, and closes the invitation
 -- that allows it. Returns false if it is not open, or not for the address of this user. `p_inviter`
 -- is the user who sent it, if no key did.
-CREATE FUNCTION accept_invitation(p_id uuid, p_inviter uuid, p_now timestamptz) RETURNS boolean
+--
+-- A node decided it: the user has presented the token of the invitation. The MAC also covers the
+-- time, so that an invitation does not outlive its expiry, and a member did not join earlier.
+CREATE FUNCTION accept_invitation(p_id uuid, p_inviter uuid, p_accepted_at bigint, p_key_id bytea,
+                                  p_mac bytea)
+    RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
         accepted invitations;
+        accepted_at CONSTANT timestamptz := timestamp_of_micros(p_accepted_at);
     BEGIN
-        UPDATE invitations i SET closed_at = p_now
+        PERFORM require_signed_decision(
+            'accept_invitation',
+            uuid_send(p_id) || uuid_send(current_workspace_id()) || uuid_send(current_user_id())
+                || int8send(p_accepted_at),
+            p_key_id, p_mac);
+        UPDATE invitations i SET closed_at = accepted_at
         FROM users u
         WHERE i.id = p_id AND i.workspace_id = current_workspace_id() AND i.closed_at IS NULL
-          AND i.expires_at > p_now AND u.id = current_user_id()
+          AND i.expires_at > accepted_at AND u.id = current_user_id()
           AND u.normalized_email = i.normalized_email
         RETURNING i.* INTO accepted;
         IF NOT FOUND THEN
@@ -59,7 +75,7 @@ CREATE FUNCTION accept_invitation(p_id uuid, p_inviter uuid, p_now timestamptz) 
         END IF;
         INSERT INTO memberships (workspace_id, user_id, role, joined_at, role_set_by_user_id,
                                  role_set_by_key_id)
-        SELECT accepted.workspace_id, current_user_id(), accepted.role, p_now,
+        SELECT accepted.workspace_id, current_user_id(), accepted.role, accepted_at,
                coalesce(k.creator_user_id, u.id), k.id
         FROM (VALUES (1)) AS one
         LEFT JOIN api_keys k

@@ -182,7 +182,8 @@ CREATE FUNCTION list_given_access(p_key_id uuid, p_user_id uuid)
     $$;
 
 -- Inserts a key into the transaction's workspace. A key is a credential, so its workspace is
--- checked here too, and not by the policy alone.
+-- checked here too, and not by the policy alone. Its creator is the transaction's user, the creator
+-- of the key that creates it, or NULL.
 CREATE FUNCTION insert_api_key(p_id uuid, p_workspace_id uuid, p_name text, p_description text,
                                p_scope text, p_digest bytea, p_display_start text,
                                p_display_end text, p_allowed_ips inet[], p_created_at timestamptz,
@@ -202,6 +203,15 @@ CREATE FUNCTION insert_api_key(p_id uuid, p_workspace_id uuid, p_name text, p_de
                                    AND workspace_id <> p_workspace_id)
         THEN
             RAISE EXCEPTION 'an API key must be created and rotated in its own workspace'
+                USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        IF p_creator_user_id IS NOT NULL AND p_creator_user_id IS DISTINCT FROM current_user_id()
+           AND NOT EXISTS (
+               SELECT FROM api_keys
+               WHERE id = p_creator_key_id AND workspace_id = p_workspace_id
+                 AND creator_user_id = p_creator_user_id)
+        THEN
+            RAISE EXCEPTION 'the creator of an API key must be the user of the transaction'
                 USING ERRCODE = 'insufficient_privilege';
         END IF;
         INSERT INTO api_keys (id, workspace_id, name, description, scope, digest, display_start,

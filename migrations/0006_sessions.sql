@@ -39,8 +39,14 @@ GRANT SELECT, INSERT,
             cookie_digest, credential_generation, ended_at, end_reason, passkey_id)
     ON sessions TO call2me_auth_app;
 ALTER TABLE sessions ENABLE ROW LEVEL SECURITY;
+-- A session gives access to its workspace, so its user must be a member. One that ends gives none.
 CREATE POLICY sessions_by_user ON sessions TO call2me_auth_app
-    USING (user_id = (SELECT current_user_id())) WITH CHECK (user_id = (SELECT current_user_id()));
+    USING (user_id = (SELECT current_user_id()))
+    WITH CHECK (user_id = (SELECT current_user_id())
+                AND (ended_at IS NOT NULL OR EXISTS (
+                    SELECT FROM memberships m
+                    WHERE m.workspace_id = sessions.workspace_id
+                      AND m.user_id = sessions.user_id)));
 
 ------------------------------------------------------------------------------------------------
 -- Functions

@@ -25,9 +25,10 @@ CREATE TABLE oauth_clients (
     created_at timestamptz NOT NULL,
     -- The creator's public id. NULL: the client registered itself, or the operator created it.
     created_by text,
-    -- The user that created the client, directly or through an API key, and that API key.
+    -- The user that created the client, directly or through an API key, and that API key. The
+    -- latter has no foreign key: one of another workspace would keep that from being deleted.
     creator_user_id uuid REFERENCES users ON DELETE SET NULL,
-    creator_key_id uuid REFERENCES api_keys,
+    creator_key_id uuid,
     -- The subnet from which the client registered itself.
     subnet inet,
     CHECK ((kind = 'workspace') = (workspace_id IS NOT NULL)),
@@ -54,8 +55,7 @@ CREATE TABLE oauth_client_secrets (
     expires_at timestamptz,
     -- The creator's public id. NULL: the client registered itself, or the operator created it.
     created_by text,
-    -- The user that added the secret, directly or through an API key, and that API key. The latter
-    -- has no foreign key: one of another workspace would keep that from being deleted.
+    -- The user that added the secret, directly or through an API key, and that API key.
     creator_user_id uuid REFERENCES users ON DELETE SET NULL,
     creator_key_id uuid
 );

@@ -63,13 +63,15 @@ CREATE TABLE key_usage_clients (
 -- certainly not used. Later reports on any node read it, so the verdict changes back only after a
 -- use of the key.
 CREATE TABLE quiet_confirmations (
-    key_id uuid PRIMARY KEY REFERENCES api_keys ON DELETE CASCADE,
+    key_id uuid NOT NULL REFERENCES api_keys ON DELETE CASCADE,
     workspace_id uuid NOT NULL,
     -- The successor that had served requests at that time. NULL if the key had no active successor.
     successor_id uuid,
     -- The evidence is void once the key is used after `quiet_since`.
     quiet_since timestamptz NOT NULL,
     quiet_until timestamptz NOT NULL,
+    -- With the workspace: a row of another workspace for the same key must not conflict.
+    PRIMARY KEY (workspace_id, key_id),
     CHECK (quiet_since <= quiet_until)
 );
 

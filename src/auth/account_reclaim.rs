@@ -25,7 +25,7 @@ use crate::{
         session::{SessionEndReason, SessionSelector},
         user::{Member, User},
     },
-    store::{self, AdminTx, Tx},
+    store::{self, AdminTx, StoreError, Tx},
 };
 
 /// The reason in the metadata of audit events.
@@ -72,8 +72,12 @@ impl AccountReclaim {
         for _ in 0..MAX_LOCK_ATTEMPTS {
             let mut tx = self.context.store.begin_for_user(user).await?;
             let memberships = list_workspaces(&mut tx, user).await?;
-            let Some(account) = self.lock_with(&mut tx, user, &memberships).await? else {
-                return Ok(None);
+            let account = match self.lock_with(&mut tx, user, &memberships).await {
+                Ok(Some(account)) => account,
+                Ok(None) => return Ok(None),
+                // The user left one of the workspaces.
+                Err(StoreError::NotAMember) => continue,
+                Err(error) => return Err(error.into()),
             };
             if list_workspaces(&mut tx, user).await?.is_subset(&memberships) {
                 return Ok(Some((tx, account)));
@@ -88,7 +92,7 @@ impl AccountReclaim {
         tx: &mut Tx,
         user: UserId,
         memberships: &BTreeSet<WorkspaceId>,
-    ) -> Result<Option<LockedAccount>, AuthError> {
+    ) -> Result<Option<LockedAccount>, StoreError> {
         let Some(found) = store::users::get(tx, user).await? else { return Ok(None) };
         let now = self.context.env.clock.now();
         let mut workspaces = Vec::new();
@@ -98,15 +102,8 @@ impl AccountReclaim {
         let others = workspaces.iter().flat_map(|(_, members)| members);
         let mut users: BTreeSet<_> = others.map(|member| member.user_id).collect();
         users.insert(user);
-        let mut locked = None;
-        for id in users {
-            tx.set_user(id).await?;
-            let row = store::users::lock(tx, id).await?;
-            if id == user {
-                locked = row;
-            }
-        }
-        tx.set_user(user).await?;
+        store::members::lock_users(tx, &users).await?;
+        let locked = store::users::lock(tx, user).await?;
         Ok(locked.map(|user| {
             let is_reclaimable = user.is_reclaimable(now);
             LockedAccount { user, is_reclaimable, workspaces }
@@ -118,7 +115,7 @@ impl AccountReclaim {
         tx: &mut Tx,
         user: UserId,
         memberships: &BTreeSet<WorkspaceId>,
-    ) -> Result<Vec<(WorkspaceId, Vec<Member>)>, AuthError> {
+    ) -> Result<Vec<(WorkspaceId, Vec<Member>)>, StoreError> {
         let mut workspaces = Vec::new();
         for &id in memberships {
             tx.set_workspace(id).await?;
@@ -227,18 +224,12 @@ impl AccountReclaim {
             ended.oauth_clients.push(name);
         }
         let (reason, request_info) = (GrantEndReason::ClientDeleted, Some(&**request));
-        self.context
-            .audit_ended_grants(tx, workspace, request_info, reason, external_grants)
-            .await?;
+        self.context.audit_ended_grants(tx, request_info, reason, external_grants).await?;
         for member in members {
-            tx.set_workspace(workspace).await?;
-            // Row-level security shows sessions to their user only.
-            tx.set_user(member.user_id).await?;
             let (context, sessions) = (&self.context, &self.sessions);
             remove_membership(context, sessions, tx, &actor, request, workspace, member).await?;
             ended.members.push(member.email.clone());
         }
-        tx.set_user(user.id).await?;
         Ok(())
     }
 }

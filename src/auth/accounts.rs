@@ -27,8 +27,11 @@ use crate::{
         user::{Membership, User},
         workspace::Workspace,
     },
-    store::{self, AdminTx, Audited, Tx},
+    store::{self, AdminTx, Audited, StoreError, Tx},
 };
+
+/// The reason of a conflict with a change of the user's workspaces.
+const WORKSPACES_CHANGED: &str = "your workspaces changed in the meantime; try again";
 
 /// The details of a new user.
 #[derive(Debug)]
@@ -96,7 +99,10 @@ impl Accounts {
         workspaces.sort();
         let mut locked = Vec::new();
         for workspace in workspaces {
-            tx.set_workspace(workspace).await?;
+            tx.set_workspace(workspace).await.map_err(|error| match error {
+                StoreError::NotAMember => AuthError::Conflict(WORKSPACES_CHANGED),
+                error => error.into(),
+            })?;
             let member = self.members.lock_own(&mut tx, caller, workspace).await?;
             locked.extend(member.map(|member| (workspace, member)));
         }
@@ -114,7 +120,7 @@ impl Accounts {
         // since the list above was read would lose its member without an audit event.
         store::users::lock(&mut tx, user_id).await?;
         if !store::members::list_by_user(&mut tx, user_id).await?.is_empty() {
-            return Err(AuthError::Conflict("you joined a workspace in the meantime; try again"));
+            return Err(AuthError::Conflict(WORKSPACES_CHANGED));
         }
         // An unverified address may be a stranger's. The outbox cannot check this for a deleted
         // account.
@@ -207,7 +213,7 @@ impl Accounts {
             .hasher
             .hash_new_password("password", &account.password, &email, name)
             .await?;
-        let mut tx = self.context.store.begin(workspace.id, Some(user.id)).await?;
+        let mut tx = self.context.store.begin_joining(workspace.id, user.id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace.id).await?;
         Ok((tx, user, email, workspace))
     }

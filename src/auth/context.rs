@@ -54,8 +54,7 @@ impl ServiceContext {
             let event = self
                 .audit_event(request, workspace, action, Actor::user(user), 204)
                 .with_target(user.id, user.email.clone());
-            tx.set_workspace(workspace).await?;
-            audited = store::audit::insert(tx, workspace, &event).await?;
+            audited = store::audit::insert_elsewhere(tx, &event).await?;
         }
         Ok(audited)
     }
@@ -88,12 +87,10 @@ impl ServiceContext {
     }
 
     /// Records in all workspaces that a client's grants there have ended. The actor is the system:
-    /// the one that changed the client may be unknown to those workspaces. Afterwards, the
-    /// transaction belongs to `workspace` again.
+    /// the one that changed the client may be unknown to those workspaces.
     pub(crate) async fn audit_ended_grants(
         &self,
         tx: &mut Tx,
-        workspace: WorkspaceId,
         request: Option<&RequestInfo>,
         reason: GrantEndReason,
         external_grants: Vec<ExternalGrants>,
@@ -107,10 +104,9 @@ impl ServiceContext {
                     "grants": grants,
                     "request_id": request.map(|request| request.id),
                 }));
-            tx.set_workspace(workspace_id).await?;
-            store::audit::insert(tx, workspace_id, &event).await?;
+            store::audit::insert_elsewhere(tx, &event).await?;
         }
-        Ok(tx.set_workspace(workspace).await?)
+        Ok(())
     }
 
     /// The time and origin of a request, for emails.

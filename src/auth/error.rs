@@ -101,9 +101,7 @@ impl AuthError {
 impl From<AdminLockError> for AuthError {
     fn from(error: AdminLockError) -> Self {
         match error {
-            AdminLockError::NotAMember => {
-                Self::InvalidCredential("the user is no longer a member of the workspace")
-            }
+            AdminLockError::NotAMember => StoreError::NotAMember.into(),
             AdminLockError::SessionEnded => Self::InvalidCredential("the session has ended"),
             AdminLockError::KeyNotActive => {
                 Self::InvalidCredential("the API key has been revoked or disabled")
@@ -140,6 +138,9 @@ impl From<StoreError> for AuthError {
             }
             StoreError::ConstraintViolated(Constraint::ClientDeleted) => {
                 Self::NotFound("OAuth client")
+            }
+            StoreError::NotAMember => {
+                Self::InvalidCredential("the user is no longer a member of the workspace")
             }
             other => Self::Store(other),
         }

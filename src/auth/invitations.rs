@@ -293,7 +293,7 @@ impl Invitations {
         let user_id = caller.user();
         let user = self.context.user(user_id).await?;
         let (workspace, id) = self.verify_token(token).await?;
-        let mut tx = self.context.store.begin(workspace, Some(user_id)).await?;
+        let mut tx = self.context.store.begin_joining(workspace, user_id).await?;
         let invitation = self.lock(&mut tx, workspace, id).await?;
         if parse_stored_email(&invitation.email)?.normalized()
             != parse_stored_email(&user.email)?.normalized()
@@ -309,7 +309,6 @@ impl Invitations {
             self.context
                 .audit_in_all_workspaces(&mut tx, &user, Action::EmailVerified, &caller.request)
                 .await?;
-            tx.set_workspace(workspace).await?;
         }
         let (pair, _) = self.sessions.move_to(&mut tx, caller, workspace, invitation.role).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;
@@ -355,7 +354,7 @@ impl Invitations {
         let name = user.full_name.as_deref();
         let hash =
             self.passwords.hasher.hash_new_password("password", password, &email, name).await?;
-        let mut tx = self.context.store.begin(workspace, Some(user.id)).await?;
+        let mut tx = self.context.store.begin_joining(workspace, user.id).await?;
         let invitation = self.lock(&mut tx, workspace, id).await?;
         store::users::insert(&mut tx, &user, &email, &hash, workspace).await?;
         let audited = self.add_member(&mut tx, workspace, &user, &invitation, request).await?;
@@ -392,9 +391,13 @@ impl Invitations {
         Ok(InvitationPreview { email, workspace_id, workspace, has_account: account.is_some() })
     }
 
+    /// Verifies the token of an open invitation. Afterwards a transaction may belong to its
+    /// workspace, which a former member with an old link must not enter.
     async fn verify_token(&self, token: &str) -> Result<(WorkspaceId, InvitationId), AuthError> {
         let id = unverified_id(token).ok_or_else(invalid_link)?;
         let invited = self.context.store.find_invitation(InvitationId::from(id)).await?;
+        let now = self.context.env.clock.now();
+        let invited = invited.filter(|invited| invited.open_until.is_some_and(|end| end > now));
         let invited = invited.ok_or_else(invalid_link)?;
         let email = parse_stored_email(&invited.email)?;
         let owner = TokenOwner::Invitee(invited.workspace, &email);

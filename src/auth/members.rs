@@ -28,7 +28,7 @@ use crate::{
         password::Password,
         principal::Caller,
         scope::Role,
-        session::{SessionEndReason, SessionSelector},
+        session::SessionEndReason,
         user::Member,
     },
     store::{self, AdminRights, AdminTx, Audited, Tx},
@@ -168,15 +168,12 @@ impl Members {
         if member.role == Role::Owner && !confirmed {
             return Err(REAUTHENTICATION_REQUIRED);
         }
-        // Row-level security shows sessions to their user only. The context gets the user now that
-        // the user is known to be a member.
-        admin.set_user(user).await?;
         let audited = self.remove_membership(&mut admin, caller, workspace, &member).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
-    /// Removes a member, in a transaction of the workspace and the user in which members are
-    /// locked. Emails the owners if keys or clients that the member created stay valid.
+    /// Removes a member, in a transaction of the workspace in which members are locked. Emails the
+    /// owners if keys or clients that the member created stay valid.
     ///
     /// # Errors
     /// [`AuthError::Forbidden`] for the last owner.
@@ -282,15 +279,13 @@ pub(super) async fn remove_membership(
         .with_metadata(details);
     let audited = store::audit::insert(tx, workspace, &event).await?;
     close_invitations_by(context, tx, workspace, user).await?;
-    // Lock order everywhere: membership, user, session.
-    store::members::remove(tx, workspace, user).await?;
+    let reason = SessionEndReason::MembershipRemoved;
+    let ended = store::members::remove(tx, workspace, user, now, reason).await?;
+    let ended = ended.into_iter().map(|session| (session, workspace));
+    sessions.audit_ended(tx, ended, reason, actor, request).await?;
     // End the user's grants: they must not revive if the user joins again.
     let (workspace_filter, reason) = (Some(workspace), GrantEndReason::MembershipRemoved);
     sessions.end_grants(tx, user, workspace_filter, reason, actor, request).await?;
-    store::users::lock(tx, user).await?;
-    let (selector, reason) =
-        (SessionSelector::InWorkspace(workspace), SessionEndReason::MembershipRemoved);
-    sessions.end_selected(tx, user, selector, reason, actor, request).await?;
     if !remaining.is_empty() {
         let origin = context.request_origin(request);
         let subject = |workspace| EmailKind::MemberRemoved {

@@ -375,16 +375,14 @@ impl SecondFactors {
         for (id, workspace) in ended {
             let event = event(workspace, Action::SessionEnded).with_target(id, None);
             let event = event.with_metadata(json!({ "reason": reason.as_str() }));
-            tx.set_workspace(workspace).await?;
-            store::audit::insert(&mut tx, workspace, &event).await?;
+            store::audit::insert_elsewhere(&mut tx, &event).await?;
         }
         let mut audited = Audited::exempt("the user is in no workspace");
         for membership in store::members::list_by_user(&mut tx, user).await? {
             let workspace = membership.workspace_id;
-            tx.set_workspace(workspace).await?;
             for action in &removed {
                 let event = event(workspace, *action).with_target(user, user_row.email.clone());
-                audited = store::audit::insert(&mut tx, workspace, &event).await?;
+                audited = store::audit::insert_elsewhere(&mut tx, &event).await?;
             }
         }
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)

@@ -66,7 +66,7 @@ impl Workspaces {
         store::workspaces::delete(tx).await?;
         let request = Some(&*caller.request);
         let reason = GrantEndReason::ClientDeleted;
-        self.context.audit_ended_grants(tx, workspace, request, reason, external_grants).await?;
+        self.context.audit_ended_grants(tx, request, reason, external_grants).await?;
         Ok(audited)
     }
 
@@ -115,7 +115,7 @@ impl Workspaces {
         let name = text::validate_name("name", name)
             .map_err(|reason| AuthError::invalid("name", reason))?;
         let workspace = self.build(name);
-        tx.set_workspace(workspace.id).await?;
+        tx.set_joining(workspace.id, user).await?;
         // Concurrent requests of the user take turns, so that the count below holds, and wait for a
         // reset or a verification that ends the session.
         store::users::lock(tx, user).await?.ok_or(SESSION_ENDED)?;
@@ -153,7 +153,7 @@ impl Workspaces {
         let owner = self.context.store.find_account(&email).await?;
         let owner = owner.ok_or(AuthError::NotFound("account"))?.user_id;
         let workspace = self.build(name);
-        let mut tx = self.context.store.begin(workspace.id, Some(owner)).await?;
+        let mut tx = self.context.store.begin_joining(workspace.id, owner).await?;
         let (action, id) = (Action::WorkspaceCreated, self.context.env.new_id());
         let event = NewEvent::new(id, workspace.id, action, Actor::system());
         let audited = self.insert(&mut tx, &workspace, event).await?;
@@ -250,7 +250,7 @@ impl Workspaces {
             None => None,
         };
         let workspace = caller.workspace();
-        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
+        let mut tx = self.context.store.begin(workspace, caller.principal.context_user()).await?;
         let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
         if let Some(owner) = owner {
             check_can_require_second_factor(&mut admin, &rights, owner).await?;

@@ -110,6 +110,17 @@ impl Principal {
         }
     }
 
+    /// Returns the user whose rows a transaction for this principal may see and change: that of the
+    /// session, or the one that granted access. An API key belongs to its workspace: it gives
+    /// no right to the rows of its creator, such as sessions, factors and other workspaces.
+    #[must_use]
+    pub fn context_user(&self) -> Option<UserId> {
+        match &self.credential {
+            Credential::ApiKey { .. } => None,
+            Credential::Session { .. } | Credential::Grant { .. } => self.user_id(),
+        }
+    }
+
     /// Returns the session and its user if the credential is a session.
     #[must_use]
     pub fn session(&self) -> Option<(PresentedSession, UserId)> {

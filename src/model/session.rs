@@ -123,8 +123,6 @@ pub enum SessionSelector {
     One(SessionId),
     /// All sessions except this one.
     AllExcept(SessionId),
-    /// The sessions in this workspace.
-    InWorkspace(WorkspaceId),
     /// All sessions.
     All,
 }

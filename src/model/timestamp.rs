@@ -11,6 +11,12 @@ use time::{
 /// Length of a formatted timestamp in bytes.
 const LEN: usize = "2026-01-31T12:00:00.000000Z".len();
 
+/// Returns the microseconds since 1970, in which PostgreSQL stores times.
+#[must_use]
+pub fn to_micros(moment: OffsetDateTime) -> i64 {
+    i64::try_from(moment.unix_timestamp_nanos().div_euclid(1000)).unwrap_or(i64::MAX)
+}
+
 /// Formats a time for the API: `2026-01-31T12:00:00.000000Z`.
 #[must_use]
 pub fn format(moment: OffsetDateTime) -> String {

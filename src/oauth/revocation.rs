@@ -148,7 +148,7 @@ impl Revocation {
         }
         let Some(parties) = self.context.store.find_grant_parties(id).await? else { return Ok(()) };
         let workspace = parties.workspace_id;
-        let mut tx = self.context.store.begin(workspace, parties.user_id).await?;
+        let mut tx = self.context.store.begin(workspace, None).await?;
         let since = self.context.env.clock.now() - self.token_issuer.access_token_lifetime();
         let revoked =
             store::oauth_grants::revoke_token(&mut tx, workspace, id, claims.jti, since).await?;

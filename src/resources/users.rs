@@ -103,14 +103,17 @@ impl Resources {
         }
         let user_id = caller.principal.user_id().ok_or(ResourceError::NotFound("user"))?;
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, Some(user_id)).await?;
+        let mut tx = self.store.begin(workspace, caller.principal.context_user()).await?;
         // A key still works after its creator has left, but it can no longer change that user.
-        let member = members::lock_role_for_share(&mut tx, workspace, user_id).await?;
-        member.ok_or(ResourceError::NotFound("user"))?;
-        let own = users::lock(&mut tx, user_id).await?;
+        if !members::lock(&mut tx, workspace, user_id).await? {
+            return Err(ResourceError::NotFound("user"));
+        }
         let is_own = caller.principal.session().is_some();
-        let user =
-            if is_own { own } else { members::get_profile(&mut tx, workspace, user_id).await? };
+        let user = if is_own {
+            users::lock(&mut tx, user_id).await?
+        } else {
+            members::get_profile(&mut tx, workspace, user_id).await?
+        };
         let mut user = user.ok_or(ResourceError::NotFound("user"))?;
         match change.remove("email") {
             FieldValue::Absent => {}

@@ -184,6 +184,18 @@ pub async fn insert(
     Ok(Audited::new())
 }
 
+/// Inserts an event of any workspace in the transaction of the change that it records, as
+/// [`insert`] does. The transaction does not get the context of that workspace.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn insert_elsewhere(tx: &mut Tx, event: &NewEvent) -> Result<Audited, StoreError> {
+    if let Some(append) = build_append_query(&std::iter::once(event), false) {
+        append.execute(tx.conn()).await?;
+    }
+    Ok(Audited::new())
+}
+
 /// Maximum number of events that a list with a filter searches for its page.
 const MAX_SEARCHED: i64 = 20_000;
 

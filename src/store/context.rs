@@ -8,6 +8,11 @@
 //! the new one, and proves with a MAC that it knows the previous one. The stored ids are also the
 //! register of the encryption keys that the data may need, so a node that lacks one does not start.
 //!
+//! The user of a context must be a member of its workspace, so that no id which the service reads
+//! from a row or from a request opens a foreign workspace. The MAC says so if the user becomes a
+//! member only in this transaction. Decisions that the database cannot check itself, such as that a
+//! user has presented a mailed token, have MACs too.
+//!
 //! A MAC is valid for 30 seconds of PostgreSQL's clock. The clock of the node may be wrong, so the
 //! node reads that of PostgreSQL when it connects, and adds the time that has passed since. After a
 //! failover or a change of a clock, the first transaction is refused, and reads it again.
@@ -65,14 +70,29 @@ impl ContextKey {
         id
     }
 
-    /// Computes the MAC of a context; `issued_at` is in microseconds since 1970.
+    /// Computes the MAC of a context; `issued_at` is in microseconds since 1970. The user must be a
+    /// member of the workspace.
     #[must_use]
     pub fn sign(&self, workspace: Option<Uuid>, user: Option<Uuid>, issued_at: i64) -> [u8; 32] {
+        self.sign_context(ContextIds { workspace, user, is_joining: false }, issued_at)
+    }
+
+    fn sign_context(&self, ids: ContextIds, issued_at: i64) -> [u8; 32] {
+        let ContextIds { workspace, user, is_joining } = ids;
+        let joining: &[u8] = if is_joining { &[1] } else { &[] };
+        self.sign_parts(&[
+            workspace.unwrap_or_default().as_bytes(),
+            user.unwrap_or_default().as_bytes(),
+            &issued_at.to_be_bytes(),
+            joining,
+        ])
+    }
+
+    fn sign_parts(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.mac);
-        for id in [workspace, user] {
-            context.update(id.unwrap_or_default().as_bytes());
+        for part in parts {
+            context.update(part);
         }
-        context.update(&issued_at.to_be_bytes());
         let mut mac = [0; 32];
         mac.copy_from_slice(context.sign().as_ref());
         mac
@@ -81,24 +101,21 @@ impl ContextKey {
     /// Computes the MAC of the operator's decision that a client is a protected resource.
     #[must_use]
     pub fn sign_resource(&self, client: Uuid, resource: &str) -> [u8; 32] {
-        let mut context = hmac::Context::with_key(&self.mac);
-        context.update(client.as_bytes());
-        context.update(digest(&SHA256, resource.as_bytes()).as_ref());
-        let mut mac = [0; 32];
-        mac.copy_from_slice(context.sign().as_ref());
-        mac
+        self.sign_parts(&[client.as_bytes(), digest(&SHA256, resource.as_bytes()).as_ref()])
     }
 
     /// Computes the MAC of a node's setting, in seconds. It is valid as long as the key: a repeated
     /// call does nothing new.
     #[must_use]
     pub fn sign_setting(&self, name: &str, seconds: i64) -> [u8; 32] {
-        let mut context = hmac::Context::with_key(&self.mac);
-        context.update(name.as_bytes());
-        context.update(&seconds.to_be_bytes());
-        let mut mac = [0; 32];
-        mac.copy_from_slice(context.sign().as_ref());
-        mac
+        self.sign_parts(&[name.as_bytes(), &seconds.to_be_bytes()])
+    }
+
+    /// Computes the MAC of a decision of the service: a purpose with its values.
+    #[must_use]
+    pub fn sign_decision(&self, purpose: &str, values: &[&[u8]]) -> [u8; 32] {
+        let purpose = digest(&SHA256, purpose.as_bytes());
+        self.sign_parts(&[&[purpose.as_ref()][..], values].concat())
     }
 
     /// Returns the inner and the outer block of HMAC, with which PostgreSQL computes the MAC.
@@ -127,18 +144,14 @@ impl ContextKey {
     /// Adds a key to the database, with a MAC under this one, which the database knows.
     async fn add(&self, key: &Self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let [inner, outer] = key.blocks();
-        let mut mac = hmac::Context::with_key(&self.mac);
-        for part in [&key.id()[..], &inner[..], &outer[..]] {
-            mac.update(part);
-        }
-        let mac = mac.sign();
+        let mac = self.sign_parts(&[&key.id(), &inner[..], &outer[..]]);
         sqlx::query!(
             r#"SELECT add_context_key($1, $2, $3, $4, $5) AS "done""#,
             &key.id(),
             &inner[..],
             &outer[..],
             &self.id(),
-            mac.as_ref(),
+            &mac,
         )
         .fetch_one(connection)
         .await
@@ -213,6 +226,16 @@ struct Signer {
     padding: String,
 }
 
+/// The workspace and the user of a context.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ContextIds {
+    pub(super) workspace: Option<Uuid>,
+    pub(super) user: Option<Uuid>,
+    /// True if the user becomes a member of the workspace in this transaction. Otherwise the user
+    /// must be one.
+    pub(super) is_joining: bool,
+}
+
 /// The parameters of `set_context()` beside workspace and user.
 pub(super) struct SignedContext {
     /// In microseconds since 1970.
@@ -221,8 +244,8 @@ pub(super) struct SignedContext {
     pub(super) mac: [u8; 32],
 }
 
-/// The MAC of a client's protected resource, for `set_oauth_client_resource()`.
-pub(super) struct SignedResource {
+/// The MAC of a decision of the service, for a function that injected SQL must not call.
+pub(super) struct SignedDecision {
     pub(super) key_id: KeyId,
     pub(super) mac: [u8; 32],
 }
@@ -282,25 +305,21 @@ impl ContextSigner {
     }
 
     /// Returns the statements that begin a transaction and set its context, in one message.
-    pub(super) fn begin_statement(
-        &self,
-        begin: &str,
-        workspace: Option<Uuid>,
-        user: Option<Uuid>,
-    ) -> String {
-        let SignedContext { issued_at, key_id, mac } = self.sign(workspace, user);
+    pub(super) fn begin_statement(&self, begin: &str, ids: ContextIds) -> String {
+        let SignedContext { issued_at, key_id, mac } = self.sign(ids);
         let id = |id: Option<Uuid>| id.unwrap_or_default().to_string();
         // Formatting is safe: ids, numbers and hexadecimal digits contain no quotes. The MAC is
-        // last: other sessions of the same login see the start of this text in `pg_stat_activity`.
-        // Its prefix lets `telemetry` redact it: sqlx logs slow statements.
+        // at the end: other sessions of the same login see the start of this text in
+        // `pg_stat_activity`. Its prefix lets `telemetry` redact it: sqlx logs slow statements.
         format!(
             "{begin};{} SELECT set_context('{}', '{}', {issued_at}, '\\x{}', \
-             decode(substr('mac_call2me_{}', 13), 'hex'))",
+             decode(substr('mac_call2me_{}', 13), 'hex'){})",
             self.0.padding,
-            id(workspace),
-            id(user),
+            id(ids.workspace),
+            id(ids.user),
             HEXLOWER.encode(&key_id),
             HEXLOWER.encode(&mac),
+            if ids.is_joining { ", true" } else { "" },
         )
     }
 
@@ -308,17 +327,17 @@ impl ContextSigner {
     pub(super) async fn set(
         &self,
         connection: &mut PgConnection,
-        workspace: Option<Uuid>,
-        user: Option<Uuid>,
+        ids: ContextIds,
     ) -> Result<(), sqlx::Error> {
-        let SignedContext { issued_at, key_id, mac } = self.sign(workspace, user);
+        let SignedContext { issued_at, key_id, mac } = self.sign(ids);
         sqlx::query!(
-            "SELECT set_context($1, $2, $3, $4, $5)",
-            workspace,
-            user,
+            "SELECT set_context($1, $2, $3, $4, $5, $6)",
+            ids.workspace,
+            ids.user,
             issued_at,
             &key_id,
             &mac,
+            ids.is_joining,
         )
         .fetch_one(connection)
         .await
@@ -326,18 +345,24 @@ impl ContextSigner {
     }
 
     /// Signs a context for the present time.
-    pub(super) fn sign(&self, workspace: Option<Uuid>, user: Option<Uuid>) -> SignedContext {
+    pub(super) fn sign(&self, ids: ContextIds) -> SignedContext {
         let clock = *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let passed = i64::try_from(clock.read_at.elapsed().as_micros()).unwrap_or(i64::MAX);
         let issued_at = clock.time.saturating_add(passed);
-        let (key_id, mac) = (self.0.key.id(), self.0.key.sign(workspace, user, issued_at));
+        let (key_id, mac) = (self.0.key.id(), self.0.key.sign_context(ids, issued_at));
         SignedContext { issued_at, key_id, mac }
     }
 
     /// Signs that a client is a protected resource.
-    pub(super) fn sign_resource(&self, client: Uuid, resource: &str) -> SignedResource {
+    pub(super) fn sign_resource(&self, client: Uuid, resource: &str) -> SignedDecision {
         let Signer { key, .. } = &*self.0;
-        SignedResource { key_id: key.id(), mac: key.sign_resource(client, resource) }
+        SignedDecision { key_id: key.id(), mac: key.sign_resource(client, resource) }
+    }
+
+    /// Signs a decision: a purpose with its values.
+    pub(super) fn sign_decision(&self, purpose: &str, values: &[&[u8]]) -> SignedDecision {
+        let Signer { key, .. } = &*self.0;
+        SignedDecision { key_id: key.id(), mac: key.sign_decision(purpose, values) }
     }
 
     /// Signs the value of a setting.
@@ -424,6 +449,9 @@ mod tests {
         assert_ne!(key.sign(Some(workspace), Some(user), 4), expected.as_ref());
         assert_ne!(key.sign(Some(user), Some(workspace), 3), expected.as_ref());
         assert_ne!(key.sign(Some(workspace), None, 3), expected.as_ref());
+        let (workspace, user) = (Some(workspace), Some(user));
+        let joining = ContextIds { workspace, user, is_joining: true };
+        assert_ne!(key.sign_context(joining, 3), expected.as_ref());
     }
 
     #[tokio::test]
@@ -433,7 +461,9 @@ mod tests {
         let renewal = tokio::sync::Mutex::default();
         let signer =
             ContextSigner(Arc::new(Signer { key, clock, renewal, padding: String::new() }));
-        let statement = signer.begin_statement("BEGIN", Some(Uuid::from_u128(1)), None);
+        let workspace = Some(Uuid::from_u128(1));
+        let ids = ContextIds { workspace, user: None, is_joining: false };
+        let statement = signer.begin_statement("BEGIN", ids);
         let (_, mac) = statement.split_once("mac_call2me_").unwrap();
         assert_eq!(mac.find(|c: char| !c.is_ascii_hexdigit()), Some(64), "{statement}");
         let logged = crate::telemetry::redact(&statement);

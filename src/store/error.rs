@@ -15,6 +15,9 @@ pub enum StoreError {
     /// The text contains a character that PostgreSQL's `text` cannot store, such as NUL.
     #[error("the text contains a character that cannot be stored")]
     UnstorableText,
+    /// The user of a transaction is not a member of its workspace.
+    #[error("the user is not a member of the workspace")]
+    NotAMember,
     /// The work was cancelled, usually because the service is shutting down.
     #[error("the service is shutting down")]
     Aborted,
@@ -99,7 +102,7 @@ impl StoreError {
         match self {
             Self::UnstorableText | Self::ConstraintViolated(_) => true,
             Self::Internal(_) => self.has_class(&["22", "23", "54"]),
-            Self::Unavailable(_) | Self::Aborted => false,
+            Self::Unavailable(_) | Self::Aborted | Self::NotAMember => false,
         }
     }
 
@@ -149,6 +152,7 @@ impl From<sqlx::Error> for StoreError {
                 }
                 match database.code().as_deref() {
                     Some("22021" | "22P05") => Self::UnstorableText,
+                    Some("MC002") => Self::NotAMember,
                     Some(code) if is_permanent(code) && !is_partition_missing(&**database) => {
                         Self::Internal(error)
                     }

@@ -5,13 +5,14 @@
 
 use time::OffsetDateTime;
 
-use super::{AdminTx, Store, StoreError, Tx};
+use super::{AdminTx, Store, StoreError, Tx, context::SignedDecision};
 use crate::model::{
     email::Email,
     id::{ApiKeyId, Id, InvitationId, UserId, WorkspaceId},
     invitation::Invitation,
     page::{ListPage, PageRequest},
     scope::Role,
+    timestamp,
 };
 
 /// The workspace and the address that the token of an invitation is bound to.
@@ -21,6 +22,8 @@ pub struct InvitationOwner {
     pub workspace: WorkspaceId,
     /// The invited address in lower case.
     pub email: String,
+    /// The expiry. `None` if the invitation is closed.
+    pub open_until: Option<OffsetDateTime>,
 }
 
 impl Store {
@@ -34,7 +37,8 @@ impl Store {
     ) -> Result<Option<InvitationOwner>, StoreError> {
         Ok(sqlx::query_as!(
             InvitationOwner,
-            r#"SELECT workspace_id AS "workspace!: WorkspaceId", normalized_email AS "email!"
+            r#"SELECT workspace_id AS "workspace!: WorkspaceId", normalized_email AS "email!",
+                      open_until
                FROM find_invitation($1)"#,
             id.uuid(),
         )
@@ -284,11 +288,23 @@ pub async fn accept(
 ) -> Result<bool, StoreError> {
     // The sender is a user or a key.
     let inviter = invitation.invited_by.parse::<UserId>().ok();
+    let (id, accepted_at) = (invitation.id.uuid(), timestamp::to_micros(now));
+    let SignedDecision { key_id, mac } = tx.context.sign_decision(
+        "accept_invitation",
+        &[
+            id.as_bytes(),
+            tx.ids.workspace.unwrap_or_default().as_bytes(),
+            tx.ids.user.unwrap_or_default().as_bytes(),
+            &accepted_at.to_be_bytes(),
+        ],
+    );
     Ok(sqlx::query_scalar!(
-        r#"SELECT accept_invitation($1, $2, $3) AS "is_accepted!""#,
-        invitation.id.uuid(),
+        r#"SELECT accept_invitation($1, $2, $3, $4, $5) AS "is_accepted!""#,
+        id,
         inviter.map(Id::uuid),
-        now,
+        accepted_at,
+        &key_id,
+        &mac,
     )
     .fetch_one(tx.conn())
     .await?)

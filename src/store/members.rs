@@ -3,24 +3,29 @@
 //! A membership begins with the creation of its workspace ([`super::workspaces::create`]) or with
 //! an invitation ([`super::invitations::accept`]).
 
+use std::collections::BTreeSet;
+
 use sqlx::types::Json;
+use time::OffsetDateTime;
 
 use super::{AdminTx, Store, StoreError, Tx};
 use crate::model::{
     email::Email,
     fields::Fields,
-    id::{Id, UserId, WorkspaceId},
+    id::{Id, SessionId, UserId, WorkspaceId},
     page::{ListPage, PageRequest},
     principal::Creator,
     scope::Role,
+    session::SessionEndReason,
     user::{Member, Membership, User},
 };
 
 impl Store {
-    /// Begins a transaction of a workspace and one of its members. `None` if the user is not a
-    /// member: a stranger takes none of the workspace's transactions, and does not wait for them.
+    /// Begins a transaction as [`Store::begin`] does, for a workspace that the request names.
+    /// `None` if the user is not a member: a stranger takes none of the workspace's transactions,
+    /// and does not wait for them.
     ///
-    /// The membership may end before the transaction begins, so the caller checks it again.
+    /// The membership may end before the caller locks it, so the caller checks it again.
     ///
     /// # Errors
     /// As [`Store::begin`].
@@ -39,7 +44,14 @@ impl Store {
         .fetch_one(tx.conn())
         .await?;
         tx.rollback().await?;
-        if is_member { Ok(Some(self.begin(workspace, Some(user)).await?)) } else { Ok(None) }
+        if !is_member {
+            return Ok(None);
+        }
+        match self.begin(workspace, Some(user)).await {
+            Ok(tx) => Ok(Some(tx)),
+            Err(StoreError::NotAMember) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -77,6 +89,20 @@ pub async fn has_verified_owner(tx: &mut Tx, workspace: WorkspaceId) -> Result<b
     )
     .fetch_one(tx.conn())
     .await?)
+}
+
+/// Locks a membership for a change until the transaction ends. False if the user is not a member.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn lock(tx: &mut Tx, workspace: WorkspaceId, user: UserId) -> Result<bool, StoreError> {
+    let query = sqlx::query_scalar!(
+        r#"SELECT true AS "found!" FROM memberships
+           WHERE workspace_id = $1 AND user_id = $2 FOR NO KEY UPDATE"#,
+        workspace.uuid(),
+        user.uuid(),
+    );
+    Ok(query.fetch_optional(tx.conn()).await?.is_some())
 }
 
 /// Returns a member of a workspace as its API keys see the user: with the profile that they stored,
@@ -334,8 +360,9 @@ pub async fn set_role(
     Ok(())
 }
 
-/// Removes a member. `tx` must belong to that user. If this was the workspace of the last sign-in,
-/// the next sign-in uses the oldest remaining membership.
+/// Removes a member of the transaction's workspace and ends the user's sessions there. Returns the
+/// sessions that it ended. If this was the workspace of the last sign-in, the next sign-in uses the
+/// oldest remaining membership.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -343,24 +370,28 @@ pub async fn remove(
     tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
     user: UserId,
-) -> Result<(), StoreError> {
-    sqlx::query!(
-        "DELETE FROM memberships WHERE workspace_id = $1 AND user_id = $2",
+    now: OffsetDateTime,
+    reason: SessionEndReason,
+) -> Result<Vec<SessionId>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT remove_member($1, $2, $3, $4) AS "id!: SessionId""#,
         workspace.uuid(),
         user.uuid(),
+        now,
+        reason.as_str(),
     )
-    .execute(tx.conn())
-    .await?;
-    sqlx::query!(
-        "UPDATE users SET last_workspace_id =
-             (SELECT m.workspace_id FROM memberships m WHERE m.user_id = $2
-              ORDER BY m.joined_at, m.workspace_id LIMIT 1)
-         WHERE id = $2 AND last_workspace_id = $1",
-        workspace.uuid(),
-        user.uuid(),
-    )
-    .execute(tx.conn())
-    .await?;
+    .fetch_all(tx.conn())
+    .await?)
+}
+
+/// Locks the transaction's user, and those of the other users that are members of a workspace of
+/// this user, in the order of their ids.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn lock_users(tx: &mut Tx, users: &BTreeSet<UserId>) -> Result<(), StoreError> {
+    let ids: Vec<_> = users.iter().map(|user| user.uuid()).collect();
+    sqlx::query!(r#"SELECT lock_fellow_members($1) AS "done""#, &ids).fetch_one(tx.conn()).await?;
     Ok(())
 }
 

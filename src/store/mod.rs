@@ -87,8 +87,8 @@ use crate::{
 pub use admin_tx::{AdminLockError, AdminRights, AdminTx};
 pub use audited::Audited;
 pub use committed::Committed;
+use context::{ContextIds, ContextSigner, SignedContext};
 pub use context::{ContextKey, ServiceLogin};
-use context::{ContextSigner, SignedContext};
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError};
 use pooled_transaction::PooledTransaction;
@@ -193,16 +193,41 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if it cannot be opened in time. [`StoreError::Aborted`] if the
-    /// runtime is shutting down.
+    /// runtime is shutting down. [`StoreError::NotAMember`] if the user is not a member of the
+    /// workspace.
     pub async fn begin(
         &self,
         workspace: WorkspaceId,
         user: Option<UserId>,
     ) -> Result<Tx, StoreError> {
+        self.begin_with_permit(workspace, user, false).await
+    }
+
+    /// Begins a transaction as [`Self::begin`] does, in which the user creates the workspace, or
+    /// joins it with an invitation whose token was verified.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub async fn begin_joining(
+        &self,
+        workspace: WorkspaceId,
+        user: UserId,
+    ) -> Result<Tx, StoreError> {
+        self.begin_with_permit(workspace, Some(user), true).await
+    }
+
+    async fn begin_with_permit(
+        &self,
+        workspace: WorkspaceId,
+        user: Option<UserId>,
+        is_joining: bool,
+    ) -> Result<Tx, StoreError> {
+        let ids =
+            ContextIds { workspace: Some(workspace.uuid()), user: user.map(Id::uuid), is_joining };
         let acquire = self.workspace_permits.acquire(workspace.uuid());
         let permit = timeout(self.begin_timeout, acquire).await;
         let permit = permit.map_err(|_| StoreError::timed_out())?;
-        let tx = self.open_transaction("BEGIN", Some(workspace), user).await?;
+        let tx = self.open_transaction("BEGIN", ids).await?;
         Ok(Tx { _permit: Some(Box::new(permit)), ..tx })
     }
 
@@ -212,7 +237,8 @@ impl Store {
     /// # Errors
     /// As [`Self::begin`].
     pub async fn begin_in_background(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
-        self.open_transaction("BEGIN", Some(workspace), None).await
+        let ids = ContextIds { workspace: Some(workspace.uuid()), ..ContextIds::default() };
+        self.open_transaction("BEGIN", ids).await
     }
 
     /// Begins a transaction for one user, without a workspace. It sees the user's own rows in all
@@ -221,7 +247,8 @@ impl Store {
     /// # Errors
     /// As [`Self::begin`].
     pub async fn begin_for_user(&self, user: UserId) -> Result<Tx, StoreError> {
-        self.open_transaction("BEGIN", None, Some(user)).await
+        let ids = ContextIds { user: Some(user.uuid()), ..ContextIds::default() };
+        self.open_transaction("BEGIN", ids).await
     }
 
     /// Begins a read-only transaction for one workspace. All its queries see one snapshot of the
@@ -231,17 +258,16 @@ impl Store {
     /// As [`Self::begin`].
     pub async fn begin_snapshot(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
         let begin_statement = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
-        self.open_transaction(begin_statement, Some(workspace), None).await
+        let ids = ContextIds { workspace: Some(workspace.uuid()), ..ContextIds::default() };
+        self.open_transaction(begin_statement, ids).await
     }
 
     async fn open_transaction(
         &self,
         begin_statement: &str,
-        workspace: Option<WorkspaceId>,
-        user: Option<UserId>,
+        ids: ContextIds,
     ) -> Result<Tx, StoreError> {
-        let (workspace, user) = (workspace.map(Id::uuid), user.map(Id::uuid));
-        let begin = || self.context.begin_statement(begin_statement, workspace, user);
+        let begin = || self.context.begin_statement(begin_statement, ids);
         let mut is_renewed = false;
         // Each attempt removes a closed connection from the pool, and all idle ones may be closed.
         let [PoolUsage { idle, .. }, _] = self.pools.usage();
@@ -259,7 +285,7 @@ impl Store {
             }
         };
         let (pools, context, permit) = (self.pools.clone(), self.context.clone(), None);
-        Ok(Tx { inner, pools, binding, context, workspace, user, _permit: permit })
+        Ok(Tx { inner, pools, binding, context, ids, _permit: permit })
     }
 
     async fn send_begin(
@@ -336,8 +362,7 @@ pub struct Tx {
     pools: Pools,
     binding: ServerBinding,
     context: ContextSigner,
-    workspace: Option<Uuid>,
-    user: Option<Uuid>,
+    ids: ContextIds,
     /// That of its workspace.
     _permit: Option<Box<KeyedPermit<Uuid>>>,
 }
@@ -372,29 +397,34 @@ impl Tx {
     /// Changes the workspace of the transaction.
     ///
     /// # Errors
-    /// [`StoreError`] if the query fails.
+    /// [`StoreError::NotAMember`] if the transaction has a user that is not a member.
     pub async fn set_workspace(&mut self, workspace: WorkspaceId) -> Result<(), StoreError> {
-        self.workspace = Some(workspace.uuid());
+        self.ids = ContextIds { workspace: Some(workspace.uuid()), is_joining: false, ..self.ids };
         self.set_context().await
     }
 
-    /// Changes the user of the transaction.
+    /// Changes the workspace of the transaction to one that this user creates or joins in it.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn set_user(&mut self, user: UserId) -> Result<(), StoreError> {
-        self.user = Some(user.uuid());
+    pub async fn set_joining(
+        &mut self,
+        workspace: WorkspaceId,
+        user: UserId,
+    ) -> Result<(), StoreError> {
+        let (workspace, user) = (Some(workspace.uuid()), Some(user.uuid()));
+        self.ids = ContextIds { workspace, user, is_joining: true };
         self.set_context().await
     }
 
     /// Signs the context of this transaction with another workspace, for a statement that sets it.
     fn sign_workspace(&mut self, workspace: WorkspaceId) -> SignedContext {
-        self.workspace = Some(workspace.uuid());
-        self.context.sign(self.workspace, self.user)
+        self.ids = ContextIds { workspace: Some(workspace.uuid()), is_joining: false, ..self.ids };
+        self.context.sign(self.ids)
     }
 
     async fn set_context(&mut self) -> Result<(), StoreError> {
-        Ok(self.context.set(&mut self.inner, self.workspace, self.user).await?)
+        Ok(self.context.set(&mut self.inner, self.ids).await?)
     }
 
     fn conn(&mut self) -> &mut PgConnection {

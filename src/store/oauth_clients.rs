@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{AdminTx, Store, StoreError, Tx, context::SignedResource};
+use super::{AdminTx, Store, StoreError, Tx, context::SignedDecision};
 use crate::model::{
     id::{ClientId, Id, UserId, WorkspaceId},
     oauth::{
@@ -214,7 +214,7 @@ pub async fn insert(
     .execute(tx.conn())
     .await?;
     if let Some(resource) = &client.resource {
-        let SignedResource { key_id, mac } = tx.context.sign_resource(client.id.uuid(), resource);
+        let SignedDecision { key_id, mac } = tx.context.sign_resource(client.id.uuid(), resource);
         sqlx::query!(
             r#"SELECT set_oauth_client_resource($1, $2, $3, $4) AS "done""#,
             client.id.uuid(),

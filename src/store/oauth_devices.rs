@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Audited, Store, StoreError, Tx};
+use super::{Audited, Store, StoreError, Tx, context::ContextIds};
 use crate::model::{
     id::{ClientId, GrantId, Id},
     oauth::device::{DeviceDecision, DeviceState, INITIAL_POLL_SECONDS, PolledAuthorization},
@@ -126,7 +126,7 @@ impl Store {
         client: ClientId,
         now: OffsetDateTime,
     ) -> Result<DeviceState, StoreError> {
-        let mut tx = self.open_transaction("BEGIN", None, None).await?;
+        let mut tx = self.open_transaction("BEGIN", ContextIds::default()).await?;
         let Some(device) = lock(&mut tx, id, client).await? else {
             return Ok(DeviceState::Unknown);
         };

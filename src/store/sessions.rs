@@ -366,24 +366,21 @@ pub async fn end_for_user(
     now: OffsetDateTime,
     reason: SessionEndReason,
 ) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
-    let (only, except, workspace) = match selector {
-        SessionSelector::One(id) => (Some(id.uuid()), None, None),
-        SessionSelector::AllExcept(id) => (None, Some(id.uuid()), None),
-        SessionSelector::InWorkspace(workspace) => (None, None, Some(workspace.uuid())),
-        SessionSelector::All => (None, None, None),
+    let (only, except) = match selector {
+        SessionSelector::One(id) => (Some(id.uuid()), None),
+        SessionSelector::AllExcept(id) => (None, Some(id.uuid())),
+        SessionSelector::All => (None, None),
     };
     let rows = sqlx::query!(
         r#"UPDATE sessions SET ended_at = $4, end_reason = $5
            WHERE user_id = $1 AND ended_at IS NULL
              AND ($2::uuid IS NULL OR id = $2) AND ($3::uuid IS NULL OR id <> $3)
-             AND ($6::uuid IS NULL OR workspace_id = $6)
            RETURNING id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId""#,
         user.uuid(),
         only,
         except,
         now,
         reason.as_str(),
-        workspace,
     )
     .fetch_all(tx.conn())
     .await?;

@@ -74,7 +74,7 @@ pub async fn store_quiet_confirmation(
     sqlx::query!(
         "INSERT INTO quiet_confirmations AS stored (workspace_id, key_id, successor_id, quiet_since, quiet_until)
          VALUES ($1, $2, $3, $4, $5)
-         ON CONFLICT (key_id) DO UPDATE SET
+         ON CONFLICT (workspace_id, key_id) DO UPDATE SET
              successor_id = excluded.successor_id, quiet_since = excluded.quiet_since,
              quiet_until = excluded.quiet_until
          WHERE stored.quiet_since <= excluded.quiet_since",

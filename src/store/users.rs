@@ -7,11 +7,12 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, Tx};
+use super::{Store, StoreError, Tx, context::SignedDecision};
 use crate::model::{
     email::Email,
     fields::Fields,
     id::{Id, UserId, WorkspaceId},
+    timestamp,
     user::User,
 };
 
@@ -225,14 +226,18 @@ pub async fn set_email_verified(
     id: UserId,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    let result = sqlx::query!(
-        "UPDATE users SET email_verified_at = $2 WHERE id = $1 AND email_verified_at IS NULL",
-        id.uuid(),
-        now,
+    let verified_at = timestamp::to_micros(now);
+    let SignedDecision { key_id, mac } = tx
+        .context
+        .sign_decision("email_verified_at", &[id.uuid().as_bytes(), &verified_at.to_be_bytes()]);
+    Ok(sqlx::query_scalar!(
+        r#"SELECT set_email_verified($1, $2, $3) AS "is_new!""#,
+        verified_at,
+        &key_id,
+        &mac,
     )
-    .execute(tx.conn())
-    .await?;
-    Ok(result.rows_affected() == 1)
+    .fetch_one(tx.conn())
+    .await?)
 }
 
 /// Stores the end of the time in which a password reset ends what was set up before. `tx` must
@@ -245,8 +250,13 @@ pub async fn set_reclaimable_until(
     id: UserId,
     until: Option<OffsetDateTime>,
 ) -> Result<(), StoreError> {
-    sqlx::query!("UPDATE users SET reclaimable_until = $2 WHERE id = $1", id.uuid(), until)
-        .execute(tx.conn())
+    let until = until.map(timestamp::to_micros);
+    let SignedDecision { key_id, mac } = tx.context.sign_decision(
+        "reclaimable_until",
+        &[id.uuid().as_bytes(), &until.unwrap_or_default().to_be_bytes()],
+    );
+    sqlx::query!(r#"SELECT set_reclaimable_until($1, $2, $3) AS "done""#, until, &key_id, &mac,)
+        .fetch_one(tx.conn())
         .await?;
     Ok(())
 }

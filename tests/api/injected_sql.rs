@@ -40,18 +40,51 @@ impl Injection {
         user: Option<Uuid>,
     ) -> Transaction<'_, Postgres> {
         let mut tx = self.0.begin().await.unwrap();
-        let (key, issued_at): (ContextKey, i64) = (context_key(), database_time(&mut tx).await);
-        sqlx::query("SELECT set_context($1, $2, $3, $4, $5)")
-            .bind(workspace)
-            .bind(user)
-            .bind(issued_at)
-            .bind(key.id())
-            .bind(key.sign(workspace, user, issued_at))
-            .execute(&mut *tx)
-            .await
-            .unwrap();
+        set_context(&mut tx, workspace, user).await.unwrap();
         tx
     }
+}
+
+/// Sets a context as the service does for a user that is a member of the workspace.
+async fn set_context(
+    tx: &mut PgConnection,
+    workspace: Option<Uuid>,
+    user: Option<Uuid>,
+) -> Result<(), sqlx::Error> {
+    let (key, issued_at): (ContextKey, i64) = (context_key(), database_time(tx).await);
+    sqlx::query("SELECT set_context($1, $2, $3, $4, $5)")
+        .bind(workspace)
+        .bind(user)
+        .bind(issued_at)
+        .bind(key.id())
+        .bind(key.sign(workspace, user, issued_at))
+        .execute(tx)
+        .await
+        .map(drop)
+}
+
+/// Accepts an invitation as the service does, with a MAC, in the workspace and for the user of the
+/// transaction.
+async fn accept(tx: &mut PgConnection, invitation: Uuid, user: &TestUser) -> bool {
+    let accepted_at = database_time(tx).await;
+    let key = context_key();
+    let mac = key.sign_decision(
+        "accept_invitation",
+        &[
+            invitation.as_bytes(),
+            workspace_of(user).as_bytes(),
+            id_of(user).as_bytes(),
+            &accepted_at.to_be_bytes(),
+        ],
+    );
+    sqlx::query_scalar("SELECT accept_invitation($1, NULL, $2, $3, $4)")
+        .bind(invitation)
+        .bind(accepted_at)
+        .bind(key.id())
+        .bind(mac)
+        .fetch_one(tx)
+        .await
+        .unwrap()
 }
 
 fn id_of(user: &TestUser) -> Uuid {
@@ -481,8 +514,7 @@ async fn membership_requires_invitation_of_own_address() {
         );
         let mut savepoint = tx.begin().await.unwrap();
         savepoint.execute(AssertSqlSafe(sql)).await.unwrap();
-        let accept = sqlx::query_scalar("SELECT accept_invitation($1, NULL, now())").bind(id);
-        let is_accepted: bool = accept.fetch_one(&mut *savepoint).await.unwrap();
+        let is_accepted = accept(&mut savepoint, id, &attacker).await;
         assert!(!is_accepted, "{address} {expires_at} {closed_at}");
     }
     let seen = format!("SELECT count(*) FROM users WHERE id = '{stranger}'");
@@ -511,10 +543,7 @@ async fn invitation_of_other_workspace_is_not_accepted() {
     let ids: Vec<Uuid> =
         sqlx::query_scalar("SELECT id FROM invitations").fetch_all(&mut as_owner).await.unwrap();
     for id in ids {
-        let accept =
-            sqlx::query_scalar("SELECT accept_invitation($1, NULL, '2026-06-15')").bind(id);
-        let is_accepted: bool = accept.fetch_one(&mut *tx).await.unwrap();
-        assert!(!is_accepted);
+        assert!(!accept(&mut tx, id, &attacker).await);
     }
 }
 
@@ -949,4 +978,320 @@ async fn unreadable_email_does_not_stop_others() {
     }
     let dana = app.register("acme").await;
     sink.wait_for_email(&dana.email, "Verify").await;
+}
+
+/// Records the contexts of all transactions that are committed from now on.
+async fn record_contexts(app: &TestApp) {
+    execute(
+        app,
+        "CREATE TABLE recorded_contexts (workspace_id uuid, user_id uuid);
+         ALTER FUNCTION set_context RENAME TO genuine_set_context;
+         CREATE FUNCTION set_context(workspace uuid, member uuid, issued_at bigint, key_id bytea,
+                                     mac bytea, is_joining boolean DEFAULT false)
+             RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+             AS $$
+             BEGIN
+                 PERFORM genuine_set_context(workspace, member, issued_at, key_id, mac, is_joining);
+                 IF current_setting('transaction_read_only') = 'off' THEN
+                     INSERT INTO recorded_contexts
+                     VALUES (current_workspace_id(), current_user_id());
+                 END IF;
+             END
+             $$",
+    )
+    .await;
+}
+
+/// Returns the number of recorded contexts for which the condition is true.
+async fn count_contexts(app: &TestApp, condition: &str) -> i64 {
+    count(app, &format!("recorded_contexts WHERE {condition}")).await
+}
+
+/// A key is a credential of its workspace. Injected SQL may have stored any creator with it.
+#[tokio::test]
+async fn request_of_api_key_has_no_user() {
+    let app = TestApp::start().await;
+    let [acme, victim] = [app.register_verified("acme").await, app.register("victim").await];
+    let viewer = app.add_member(&acme, "viewer").await;
+    let key = app.create_key(&acme, "k", "admin").await;
+    let forged = app.create_key(&acme, "forged", "admin").await;
+    let creator = "UPDATE api_keys SET creator_user_id =";
+    execute(&app, format!("{creator} '{}' WHERE name = 'forged'", id_of(&victim))).await;
+    record_contexts(&app).await;
+    let client = json!({ "name": "robot", "grant_types": ["client_credentials"] });
+    let remove = format!("/v1/members/{}", viewer.user_id);
+    for (method, path, body, status) in [
+        ("POST", "/v1/agents", json!({ "agent_name": "a" }), 201),
+        ("PATCH", "/v1/users/me", json!({ "full_name": "Dana of Acme" }), 200),
+        ("PATCH", "/v1/workspace", json!({ "name": "Acme" }), 200),
+        ("POST", "/v1/api-keys", json!({ "name": "child", "scope": "admin" }), 201),
+        ("POST", "/v1/oauth/clients", client.clone(), 201),
+        ("DELETE", &remove, json!({}), 204),
+    ] {
+        let answer = app.request_as(&key.secret, method, path).json(body).send().await;
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text);
+    }
+    for (path, body) in
+        [("/v1/agents", json!({ "agent_name": "a" })), ("/v1/oauth/clients", client)]
+    {
+        app.post(path).bearer(&forged.secret).json(body).send().await.expect_status(201);
+    }
+    assert!(count_contexts(&app, "workspace_id IS NOT NULL").await > 0);
+    assert_eq!(count_contexts(&app, "user_id IS NOT NULL").await, 0);
+    let me = app.get("/v1/users/me").bearer(&key.secret).send().await.expect_status(200);
+    assert_eq!(me["full_name"], "Dana of Acme");
+    let created = format!("api_keys WHERE creator_user_id = '{}'", id_of(&acme));
+    assert_eq!(count(&app, &created).await, 2, "the key and its child");
+}
+
+/// Nor does a request that ends the access of another user.
+#[tokio::test]
+async fn removing_members_opens_no_context_of_them() {
+    let (app, sink) = app_with_mail().await;
+    let [acme, squatter] = [app.register_verified("acme").await, app.register("squatter").await];
+    let [removed, leaving] =
+        [app.add_member(&acme, "admin").await, app.add_member(&acme, "viewer").await];
+    let reclaimed = app.add_member(&squatter, "admin").await;
+    let (token, _) = reset_token(&app, &sink, &squatter).await;
+    record_contexts(&app).await;
+    let path = format!("/v1/members/{}", removed.user_id);
+    let remove = app.request_as(&acme.access_token, "DELETE", &path);
+    assert_eq!(remove.send().await.status, 204);
+    // The owner of the address reclaims the account, which removes the members of its workspace.
+    assert_eq!(reset_password(&app, &token).await, 204);
+    for user in [&removed, &reclaimed] {
+        let of_user = format!("user_id = '{}'", id_of(user));
+        assert_eq!(count_contexts(&app, &of_user).await, 0);
+        assert!(!is_accepted(&app, user).await);
+    }
+    let path = format!("/v1/workspaces/{}/leave", acme.workspace_id);
+    let leave = app.request_as(&leaving.access_token, "POST", &path);
+    assert_eq!(leave.send().await.status, 204);
+    assert!(!is_accepted(&app, &leaving).await);
+    let live = format!(
+        "sessions WHERE ended_at IS NULL AND workspace_id IN ('{}', '{}')",
+        workspace_of(&acme),
+        workspace_of(&squatter)
+    );
+    assert_eq!(count(&app, &live).await, 1, "the session of acme's owner");
+}
+
+/// Returns true if the access token of a user is valid.
+async fn is_accepted(app: &TestApp, user: &TestUser) -> bool {
+    app.get("/v1/agents").bearer(&user.access_token).send().await.status == 200
+}
+
+#[tokio::test]
+async fn creator_of_api_key_is_user_of_transaction_or_of_creating_key() {
+    let app = TestApp::start().await;
+    let [victim, attacker] = [app.register("acme").await, app.register("mallory").await];
+    let own = id::parse("key", &app.create_key(&attacker, "k", "admin").await.id).unwrap();
+    let theirs = id::parse("key", &app.create_key(&victim, "k", "admin").await.id).unwrap();
+    let workspace = workspace_of(&attacker);
+    let insert = |creator: Option<Uuid>, key: Option<Uuid>| {
+        let sql_id = |id: Option<Uuid>| id.map_or("NULL".to_owned(), |id| format!("'{id}'"));
+        format!(
+            "SELECT insert_api_key(gen_random_uuid(), '{workspace}', 'x', NULL, 'admin',
+                                   sha256(gen_random_uuid()::text::bytea), 'a', 'b', '{{}}', now(),
+                                   NULL, {}, {}, NULL, NULL)",
+            sql_id(creator),
+            sql_id(key)
+        )
+    };
+    let (user, stranger) = (Some(id_of(&attacker)), Some(id_of(&victim)));
+    let mut injection = Injection::new(&app).await;
+    // In a request of the user, and of an API key.
+    for context_user in [user, None] {
+        let mut tx = injection.begin(Some(workspace), context_user).await;
+        for (creator, key) in [(stranger, None), (stranger, Some(own)), (stranger, Some(theirs))] {
+            assert_denied(&mut tx, &insert(creator, key)).await;
+        }
+        for (creator, key) in [(None, None), (user, Some(own)), (None, Some(own))] {
+            tx.execute(AssertSqlSafe(insert(creator, key))).await.unwrap();
+        }
+    }
+    let mut tx = injection.begin(Some(workspace), None).await;
+    assert_denied(&mut tx, &insert(user, None)).await;
+}
+
+#[tokio::test]
+async fn context_requires_membership() {
+    let app = TestApp::start().await;
+    let [acme, attacker] = [app.register("acme").await, app.register("mallory").await];
+    let former = app.add_member(&acme, "viewer").await;
+    let path = format!("/v1/members/{}", former.user_id);
+    let remove = app.request_as(&acme.access_token, "DELETE", &path);
+    assert_eq!(remove.send().await.status, 204);
+    let mut injection = Injection::new(&app).await;
+    let gone = Uuid::from_u128(1);
+    for (workspace, user) in [
+        (workspace_of(&acme), id_of(&attacker)),
+        (workspace_of(&attacker), id_of(&acme)),
+        (workspace_of(&acme), id_of(&former)),
+        (gone, id_of(&attacker)),
+        (workspace_of(&acme), gone),
+    ] {
+        let mut tx = injection.0.begin().await.unwrap();
+        let error = set_context(&mut tx, Some(workspace), Some(user)).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().unwrap(), "MC002", "{error}");
+    }
+    // The MAC of a member is none of a user that joins.
+    let mut tx = injection.0.begin().await.unwrap();
+    let (key, now) = (context_key(), database_time(&mut tx).await);
+    let (workspace, user) = (workspace_of(&acme), id_of(&attacker));
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let join = format!(
+        "SELECT set_context('{workspace}', '{user}', {now}, '\\x{}', '\\x{}', true)",
+        hex(&key.id()),
+        hex(&key.sign(Some(workspace), Some(user), now))
+    );
+    assert_denied(&mut tx, &join).await;
+}
+
+/// The service reads the workspace of a session from its row.
+#[tokio::test]
+async fn session_leads_to_no_foreign_workspace() {
+    let app = TestApp::start().await;
+    let [acme, attacker] = [app.register("acme").await, app.register("mallory").await];
+    app.sign_in_again(&attacker).await;
+    let list = app.get("/v1/auth/sessions").bearer(&attacker.access_token);
+    let sessions = list.send().await.expect_status(200)["sessions"].clone();
+    let mut sessions = sessions.as_array().unwrap().iter();
+    let other = sessions.find(|session| session["current"] == false).unwrap();
+    let other: Uuid = id::parse("session", other["id"].as_str().unwrap()).unwrap();
+    let theirs = workspace_of(&acme);
+    let mut injection = Injection::new(&app).await;
+    let mut tx = injection.begin_as(&attacker).await;
+    for sql in [
+        format!("UPDATE sessions SET workspace_id = '{theirs}'"),
+        format!("UPDATE sessions SET workspace_id = '{theirs}', last_seen_at = now()"),
+        format!(
+            "INSERT INTO sessions SELECT (jsonb_populate_record(s, jsonb_build_object(
+                 'id', gen_random_uuid(), 'workspace_id', '{theirs}'))).* FROM sessions s LIMIT 1"
+        ),
+    ] {
+        assert_denied(&mut tx, &sql).await;
+    }
+    drop(tx);
+    // As if it had a foreign workspace nevertheless.
+    execute(&app, format!("UPDATE sessions SET workspace_id = '{theirs}' WHERE id = '{other}'"))
+        .await;
+    record_contexts(&app).await;
+    let end = app.request_as(&attacker.access_token, "DELETE", "/v1/auth/sessions");
+    assert_eq!(end.send().await.status, 204);
+    let switch = app.request_as(&attacker.access_token, "POST", "/v1/auth/switch-workspace");
+    let switch = switch.json(json!({ "workspace_id": acme.workspace_id })).send().await;
+    switch.assert_error(403, "forbidden");
+    let path = format!("/v1/workspaces/{}/leave", acme.workspace_id);
+    let leave = app.request_as(&attacker.access_token, "POST", &path).send().await;
+    leave.assert_error(404, "not_found");
+    let of_acme = format!("workspace_id = '{theirs}'");
+    assert_eq!(count_contexts(&app, &of_acme).await, 0);
+    assert!(count_contexts(&app, "user_id IS NOT NULL").await > 0);
+    let ended = format!("audit_events WHERE action = 'session.ended' AND {of_acme}");
+    assert_eq!(count(&app, &ended).await, 1, "the workspace of the session has the event");
+}
+
+/// A row of one workspace that names the API key of another one.
+#[tokio::test]
+async fn rows_naming_foreign_api_key_do_not_disturb_its_workspace() {
+    let app = TestApp::start().await;
+    let [acme, attacker] = [app.register("acme").await, app.register("mallory").await];
+    let theirs: Uuid = id::parse("key", &app.create_key(&acme, "k", "admin").await.id).unwrap();
+    let client = client_id(&register_workspace_client(&app, &attacker).await);
+    let own = workspace_of(&attacker);
+    let mut injection = Injection::new(&app).await;
+    let mut tx = injection.begin_as(&attacker).await;
+    for sql in [
+        format!(
+            "INSERT INTO oauth_clients (id, kind, workspace_id, name, redirect_uris, auth_method,
+                                        grant_types, created_at, creator_key_id)
+             VALUES (gen_random_uuid(), 'workspace', '{own}', 'x', '{{}}', 'none', '{{}}', now(),
+                     '{theirs}')"
+        ),
+        format!(
+            "INSERT INTO oauth_added_redirect_uris (client_id, uri, added_at, added_by,
+                                                    creator_key_id)
+             VALUES ('{client}', 'https://a.example/', now(), 'x', '{theirs}')"
+        ),
+        format!("UPDATE memberships SET role_set_by_key_id = '{theirs}'"),
+        format!(
+            "INSERT INTO quiet_confirmations (key_id, workspace_id, quiet_since, quiet_until)
+             VALUES ('{theirs}', '{own}', now(), now())"
+        ),
+    ] {
+        tx.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let mut tx = injection.begin_as(&acme).await;
+    let confirm = format!(
+        "INSERT INTO quiet_confirmations (key_id, workspace_id, quiet_since, quiet_until)
+         VALUES ('{theirs}', '{}', now(), now())
+         ON CONFLICT (workspace_id, key_id) DO UPDATE SET quiet_until = excluded.quiet_until",
+        workspace_of(&acme)
+    );
+    tx.execute(AssertSqlSafe(confirm)).await.unwrap();
+    tx.commit().await.unwrap();
+    let delete = app.request_as(&acme.access_token, "DELETE", "/v1/workspace");
+    let answer = delete.json(json!({ "password": PASSWORD })).send().await;
+    assert_eq!(answer.status, 204, "{}", answer.text);
+    // No other column can keep a foreign key's workspace from being deleted.
+    let blocking = "SELECT count(*) FROM pg_constraint
+                    WHERE confrelid = 'api_keys'::regclass AND confdeltype = 'a'
+                      AND has_any_column_privilege('call2me_auth_app', conrelid, 'INSERT')";
+    assert_eq!(fetch(&app, blocking).await.get::<i64, _>(0), 0);
+}
+
+/// Times that decide about access are those of the service.
+#[tokio::test]
+async fn proofs_of_address_and_invitations_need_their_mac() {
+    let app = TestApp::start().await;
+    let attacker = app.register("mallory").await;
+    let (workspace, user) = (workspace_of(&attacker), id_of(&attacker));
+    let mut injection = Injection::new(&app).await;
+    let mut tx = injection.begin_as(&attacker).await;
+    let key = context_key();
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let call = |function: &str, arguments: String, mac: [u8; 32]| {
+        format!("SELECT {function}({arguments}, '\\x{}', '\\x{}')", hex(&key.id()), hex(&mac))
+    };
+    let time = |micros: i64| micros.to_be_bytes();
+    let proof = |purpose, micros| key.sign_decision(purpose, &[user.as_bytes(), &time(micros)]);
+    let invitation = Uuid::from_u128(1);
+    let acceptance = |id: Uuid, micros| {
+        let ids = [id.as_bytes(), workspace.as_bytes(), user.as_bytes()];
+        key.sign_decision("accept_invitation", &[ids[0], ids[1], ids[2], &time(micros)])
+    };
+    let accept = |mac| call("accept_invitation", format!("'{invitation}', NULL, 5"), mac);
+    for sql in [
+        "UPDATE users SET email_verified_at = now()".to_owned(),
+        "UPDATE users SET reclaimable_until = NULL".to_owned(),
+        call("set_email_verified", "5".to_owned(), [0; 32]),
+        call("set_email_verified", "5".to_owned(), proof("email_verified_at", 6)),
+        call("set_email_verified", "5".to_owned(), proof("reclaimable_until", 5)),
+        call("set_reclaimable_until", "NULL".to_owned(), proof("reclaimable_until", 5)),
+        call("set_reclaimable_until", "0".to_owned(), proof("email_verified_at", 0)),
+        accept([0; 32]),
+        accept(acceptance(invitation, 6)),
+        accept(acceptance(Uuid::from_u128(2), 5)),
+        accept(key.sign(Some(workspace), Some(user), 5)),
+    ] {
+        assert_denied(&mut tx, &sql).await;
+    }
+}
+
+/// Large objects outlive the request, and belong to no workspace.
+#[tokio::test]
+async fn large_objects_cannot_be_created() {
+    let app = TestApp::start().await;
+    let mut injection = Injection::new(&app).await;
+    for sql in [
+        "SELECT lo_from_bytea(0, 'x')",
+        "SELECT lo_create(0)",
+        "SELECT lo_creat(-1)",
+        "SELECT lo_get(1)",
+        "SELECT lo_import('/etc/passwd')",
+    ] {
+        assert_denied(&mut injection.0, sql).await;
+    }
 }

@@ -201,7 +201,6 @@ async fn writes_to_other_workspace_fail_or_change_nothing() {
         "UPDATE api_keys SET revoked_at = now()",
         "UPDATE documents SET body = '{}'",
         "DELETE FROM documents",
-        "DELETE FROM memberships",
         "UPDATE invitations SET closed_at = now()",
         "UPDATE memberships SET role = 'owner'",
         "UPDATE oauth_grants SET ended_at = now()",
@@ -226,6 +225,7 @@ async fn writes_to_other_workspace_fail_or_change_nothing() {
         "INSERT INTO audit_outbox (oldest_event_at, workspace_ids, event_ids, digests)
          VALUES (now(), ARRAY[$1], ARRAY[$1], sha256('x'))",
         "INSERT INTO memberships SELECT $1, user_id, 'owner', now() FROM memberships",
+        "DELETE FROM memberships WHERE workspace_id = $1",
         "INSERT INTO invitations VALUES
              ($1, $1, 'a@b.example', 'a@b.example', 'owner', 'x', now(), now(), NULL)",
         "INSERT INTO oauth_clients (id, kind, workspace_id, name, redirect_uris, auth_method, grant_types, created_at)

@@ -410,7 +410,7 @@ impl ApiKeys {
             audited = Some(store::audit::insert(tx, workspace, &event).await?);
             let request = revoker.request().map(|request| &**request);
             let reason = GrantEndReason::ClientDeleted;
-            self.context.audit_ended_grants(tx, workspace, request, reason, grants).await?;
+            self.context.audit_ended_grants(tx, request, reason, grants).await?;
         }
         if let Some(restored) = self.restore_clients(tx, revoker, workspace, id).await? {
             audited = Some(restored);
@@ -453,7 +453,7 @@ impl ApiKeys {
                 store::oauth_clients::end_grants_between(tx, client, since, until, now, reason)
                     .await?;
             let request = revoker.request().map(|request| &**request);
-            self.context.audit_ended_grants(tx, workspace, request, reason, grants).await?;
+            self.context.audit_ended_grants(tx, request, reason, grants).await?;
         }
         Ok(audited)
     }

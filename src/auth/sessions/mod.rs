@@ -175,11 +175,11 @@ impl Sessions {
         workspace: WorkspaceId,
     ) -> Result<TokenPair, AuthError> {
         let user = caller.user();
-        let no_member = AuthError::Forbidden("you are not a member of this workspace");
+        let not_a_member = AuthError::Forbidden("you are not a member of this workspace");
         let tx = self.context.store.begin_as_member(workspace, user).await?;
-        let Some(mut tx) = tx else { return Err(no_member) };
+        let Some(mut tx) = tx else { return Err(not_a_member) };
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
-        let role = role.ok_or(no_member)?;
+        let role = role.ok_or(not_a_member)?;
         let (pair, audited) = self.move_to(&mut tx, caller, workspace, role).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(pair)
@@ -209,8 +209,7 @@ impl Sessions {
         let audited = store::audit::insert(tx, workspace, &entered).await?;
         if caller.workspace() != workspace {
             let left = self.switched_event(caller, id, caller.workspace(), "left");
-            tx.set_workspace(caller.workspace()).await?;
-            store::audit::insert(tx, caller.workspace(), &left).await?;
+            store::audit::insert_elsewhere(tx, &left).await?;
         }
         let pair = self.issue_token_pair(&TokenPairParams {
             user,
@@ -324,19 +323,30 @@ impl Sessions {
         request: &Arc<RequestInfo>,
     ) -> Result<(usize, Audited), AuthError> {
         let now = self.context.env.clock.now();
-        let mut audited = Audited::exempt("no session has ended");
         let ended = store::sessions::end_for_user(tx, user, selector, now, reason).await?;
         let count = ended.len();
+        Ok((count, self.audit_ended(tx, ended, reason, actor, request).await?))
+    }
+
+    /// Records that sessions have ended, in the workspace of each.
+    pub(in crate::auth) async fn audit_ended(
+        &self,
+        tx: &mut Tx,
+        ended: impl IntoIterator<Item = (SessionId, WorkspaceId)>,
+        reason: SessionEndReason,
+        actor: &Actor,
+        request: &Arc<RequestInfo>,
+    ) -> Result<Audited, AuthError> {
+        let mut audited = Audited::exempt("no session has ended");
         for (id, workspace) in ended {
             let event = self
                 .context
                 .audit_event(request, workspace, Action::SessionEnded, actor.clone(), 204)
                 .with_target(id, None)
                 .with_metadata(json!({ "reason": reason.as_str() }));
-            tx.set_workspace(workspace).await?;
-            audited = store::audit::insert(tx, workspace, &event).await?;
+            audited = store::audit::insert_elsewhere(tx, &event).await?;
         }
-        Ok((count, audited))
+        Ok(audited)
     }
 
     /// Ends grants that a user gave, in one workspace or in all, with an audit event in the
@@ -359,8 +369,7 @@ impl Sessions {
                 .audit_event(request, workspace, Action::GrantEnded, actor.clone(), 204)
                 .with_target(id, None)
                 .with_metadata(reason.audit_metadata(client, Some(user)));
-            tx.set_workspace(workspace).await?;
-            store::audit::insert(tx, workspace, &event).await?;
+            store::audit::insert_elsewhere(tx, &event).await?;
         }
         Ok(())
     }

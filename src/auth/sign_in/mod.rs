@@ -163,7 +163,7 @@ impl SignIn {
     ) -> Result<Membership, AuthError> {
         let name = default_workspace_name(account.full_name.as_deref().unwrap_or(&account.email));
         let workspace = self.workspaces.build(name);
-        tx.set_workspace(workspace.id).await?;
+        tx.set_joining(workspace.id, account.user_id).await?;
         let (action, actor) = (Action::WorkspaceCreated, Actor::system());
         let event = self.context.audit_event(request, workspace.id, action, actor, 200);
         self.workspaces.insert(tx, &workspace, event).await?;

@@ -167,7 +167,7 @@ impl<'a> Seed<'a> {
             created_at: created.clock.now(),
         };
         let owner = new_user(&created, email, "Dana Demo");
-        let mut tx = self.store.begin(workspace.id, Some(owner.id)).await?;
+        let mut tx = self.store.begin_joining(workspace.id, owner.id).await?;
         store::users::insert(&mut tx, &owner, email, hash, workspace.id).await?;
         // Invitations and passkeys require it.
         store::users::set_email_verified(&mut tx, owner.id, owner.created_at).await?;
@@ -233,7 +233,7 @@ impl<'a> Seed<'a> {
             let Ok(email) = Email::parse(address) else { continue };
             let then = self.env_before_now(Duration::days(days));
             let user = new_user(&then, &email, name);
-            tx.set_user(user.id).await?;
+            tx.set_joining(workspace, user.id).await?;
             store::users::insert(tx, &user, &email, hash, workspace).await?;
             let invitation = Invitation {
                 id: then.new_id(),

@@ -86,6 +86,7 @@ impl From<StoreError> for ApiError {
         let cause = error.to_string();
         match error {
             StoreError::Unavailable(_) | StoreError::Aborted => Self::unavailable(&cause),
+            StoreError::NotAMember => AuthError::from(error).into(),
             StoreError::UnstorableText => Self::new(
                 ErrorCode::ValidationFailed,
                 "a text contains a character that cannot be stored",

@@ -314,7 +314,7 @@ impl WorkspaceClients {
         let workspace = caller.workspace();
         let name = wanted.name.as_deref().map(|name| text::validate_name("name", name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
-        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
+        let mut tx = self.context.store.begin(workspace, caller.principal.context_user()).await?;
         let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
         let known = store::oauth_clients::get(&mut admin, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
@@ -401,7 +401,7 @@ impl WorkspaceClients {
     )]
     pub async fn delete(&self, caller: &AdminCaller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.context.store.begin(workspace, caller.principal.user_id()).await?;
+        let mut tx = self.context.store.begin(workspace, caller.principal.context_user()).await?;
         let (mut admin, _) = AdminTx::lock(&mut tx, caller).await?;
         let client =
             store::oauth_clients::get(&mut admin, workspace, id).await?.ok_or(NOT_FOUND)?;
@@ -412,7 +412,7 @@ impl WorkspaceClients {
         let audited = store::audit::insert(&mut tx, workspace, &event).await?;
         let request = Some(&*caller.request);
         let reason = GrantEndReason::ClientDeleted;
-        self.context.audit_ended_grants(&mut tx, workspace, request, reason, abroad).await?;
+        self.context.audit_ended_grants(&mut tx, request, reason, abroad).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 }

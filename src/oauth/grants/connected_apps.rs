@@ -73,7 +73,7 @@ impl Grants {
         let mut tx = match owner {
             GrantOwner::User(user) => self.context.store.begin_for_user(user).await?,
             GrantOwner::Workspace(workspace) => {
-                self.context.store.begin(workspace, caller.principal.user_id()).await?
+                self.context.store.begin(workspace, caller.principal.context_user()).await?
             }
         };
         let items = store::connected_apps::list(&mut tx, owner, used_since, page).await?;
@@ -117,8 +117,7 @@ impl Grants {
             )
             .with_target(id, grant.client_name)
             .with_metadata(reason.audit_metadata(grant.client_id, grant.user_id));
-            tx.set_workspace(workspace).await?;
-            store::audit::insert(&mut tx, workspace, &event).await?
+            store::audit::insert_elsewhere(&mut tx, &event).await?
         } else {
             Audited::exempt("the grant had already ended")
         };

@@ -64,11 +64,11 @@ impl Grants {
         let (session, user) = (caller.session(), caller.user());
         let is_confirmed =
             scope < Scope::Admin || self.passwords.has_reauthenticated(caller, None).await?;
-        let no_member = AuthError::Forbidden("you are not a member of this workspace");
+        let not_a_member = AuthError::Forbidden("you are not a member of this workspace");
         let tx = self.context.store.begin_as_member(workspace, user).await?;
-        let Some(mut tx) = tx else { return Err(no_member.into()) };
+        let Some(mut tx) = tx else { return Err(not_a_member.into()) };
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
-        let role = role.ok_or(no_member)?;
+        let role = role.ok_or(not_a_member)?;
         let scope = scope.min(role.scope());
         if scope == Scope::Admin && !is_confirmed {
             return Err(AuthError::Forbidden(

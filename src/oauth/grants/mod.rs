@@ -56,7 +56,8 @@ impl Grants {
     ) -> Result<Option<LockedGrant>, OAuthError> {
         let Some(user) = parties.user_id else { return Ok(None) };
         let workspace = parties.workspace_id;
-        let mut tx = self.context.store.begin(workspace, Some(user)).await?;
+        // The client presents the token, and the user may have left: without the user's context.
+        let mut tx = self.context.store.begin(workspace, None).await?;
         // Lock order: membership first, then the rows that depend on it.
         let role = store::members::lock_role_for_share(&mut tx, workspace, user).await?;
         let grant = store::oauth_grants::lock(&mut tx, workspace, parties.id).await?;
