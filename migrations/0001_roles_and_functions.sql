@@ -100,6 +100,68 @@ REVOKE ALL ON FUNCTION oldest_compatible_version FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION oldest_compatible_version TO call2me_auth_app;
 
 ------------------------------------------------------------------------------------------------
+-- The clock
+--
+-- All nodes take the time from PostgreSQL, so they agree on it whatever their own clocks say. The
+-- clock of PostgreSQL may change, too: an operator sets it, or another server is promoted. Nodes
+-- notice that by their monotonic clocks, and begin a new epoch here before they use the new time.
+-- Times of two epochs cannot be compared. See `src/env/database_clock.rs`.
+
+-- Returns the time. SQL takes it from here, so that tests can change it.
+CREATE FUNCTION database_time() RETURNS timestamptz
+    LANGUAGE sql PARALLEL SAFE
+    AS $$ SELECT clock_timestamp() $$;
+
+-- The epoch of the clock, in one row.
+CREATE TABLE clock_epoch (
+    is_singleton boolean PRIMARY KEY DEFAULT true CHECK (is_singleton),
+    epoch bigint NOT NULL,
+    started_at timestamptz NOT NULL,
+    -- The last time that a node read, within a second.
+    observed_at timestamptz NOT NULL
+);
+INSERT INTO clock_epoch (epoch, started_at, observed_at)
+VALUES (0, database_time(), database_time());
+
+-- Returns the time and the epoch. Begins a new epoch if the caller noticed that the clock has
+-- changed, if the time is before the last reading, or if no node has read the clock for
+-- `p_max_gap`: a change may have gone unnoticed. NULL allows any gap; it is for nodes that have
+-- read the clock before, and compare the gap with their own clock.
+CREATE FUNCTION observe_clock(p_has_changed boolean, p_max_gap interval)
+    RETURNS TABLE (present timestamptz, epoch bigint, started_at timestamptz)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    #variable_conflict use_column
+    DECLARE
+        time_read CONSTANT timestamptz := database_time();
+        clock clock_epoch;
+    BEGIN
+        SELECT * INTO clock FROM clock_epoch;
+        IF p_has_changed OR time_read < clock.observed_at - interval '1 second'
+            OR time_read > clock.observed_at + p_max_gap
+        THEN
+            PERFORM require_synchronous_commit();
+            UPDATE clock_epoch
+            SET epoch = epoch + 1, started_at = database_time(), observed_at = database_time()
+            RETURNING * INTO clock;
+        ELSIF time_read > clock.observed_at + interval '1 second' THEN
+            -- A crash may lose it: the next node then finds a longer gap.
+            PERFORM set_config('synchronous_commit', 'off', true);
+            UPDATE clock_epoch SET observed_at = time_read WHERE observed_at < time_read;
+        END IF;
+        RETURN QUERY SELECT database_time(), clock.epoch, clock.started_at;
+    END
+    $$;
+
+-- Returns true if this is the present epoch, or NULL: the caller does not follow the clock.
+CREATE FUNCTION is_present_epoch(p_epoch bigint) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$ SELECT p_epoch IS NULL OR p_epoch = (SELECT epoch FROM clock_epoch) $$;
+
+REVOKE ALL ON FUNCTION database_time, observe_clock, is_present_epoch FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION database_time, observe_clock, is_present_epoch TO call2me_auth_app;
+
+------------------------------------------------------------------------------------------------
 -- The context of a transaction: its workspace and its user
 --
 -- 1. The service calls set_context() with the workspace and user that it has authenticated, and
@@ -224,7 +286,7 @@ CREATE FUNCTION set_context(p_workspace_id uuid, p_user_id uuid, p_issued_at big
             uuid_send(coalesce(p_workspace_id, nil)) || uuid_send(coalesce(p_user_id, nil));
         message CONSTANT bytea := context || int8send(p_issued_at)
             || CASE WHEN p_is_joining THEN '\x01'::bytea ELSE ''::bytea END;
-        now_us CONSTANT bigint := extract(epoch FROM clock_timestamp()) * 1000000;
+        now_us CONSTANT bigint := extract(epoch FROM database_time()) * 1000000;
     BEGIN
         -- Digests are compared, so that the duration says nothing about the expected MAC.
         IF NOT EXISTS (

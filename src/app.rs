@@ -102,7 +102,7 @@ impl Application {
     async fn assemble(settings: Settings, env: Env) -> Result<Self, String> {
         let master_keys = MasterKeys::new(&settings.keys);
         prepare_schema(&settings).await?;
-        let store = connect(&settings, &master_keys).await?;
+        let store = connect(&settings, &master_keys, &env).await?;
         let describe = |error| format!("cannot prepare the audit log: {error}");
         store.create_audit_partitions(env.clock.now()).await.map_err(describe)?;
         let failure = CriticalFailure::default();
@@ -416,7 +416,11 @@ async fn check_schema_as_app_role(url: &str) -> Result<(), String> {
 
 /// Connects the service. If `database.url` is that of the owner, and there is no other URL, the
 /// service creates a login of its own with fewer rights.
-async fn connect(settings: &Settings, master_keys: &MasterKeys) -> Result<Store, String> {
+async fn connect(
+    settings: &Settings,
+    master_keys: &MasterKeys,
+    env: &Env,
+) -> Result<Store, String> {
     let (url, pool) = (settings.database.url.expose_secret(), &settings.database.pool);
     let mut login = None;
     if settings.database.owner_url.is_none()
@@ -428,5 +432,5 @@ async fn connect(settings: &Settings, master_keys: &MasterKeys) -> Result<Store,
         login = Some(own);
     }
     let (lease, keys) = (settings.cache.lease_duration, master_keys.context_keys()?);
-    Store::connect(url, login.as_ref(), pool, lease, keys).await
+    Store::connect(url, login.as_ref(), pool, lease, keys, &env.database_clock).await
 }

@@ -65,6 +65,7 @@ pub(crate) async fn measure(options: &Options, world: &BenchEnvironment) -> Resu
         &pool,
         Duration::from_secs(5),
         key.into(),
+        &world.env.database_clock,
     )
     .await?;
     let mut table = Table::new(&[

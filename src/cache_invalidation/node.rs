@@ -23,6 +23,7 @@ use crate::{
         cache_invalidation::{
             Generation, InvalidationBatch, Listener, NodeConnection, Notification, Registration,
         },
+        clock::READING_INTERVAL,
     },
     tasks::{CriticalFailure, TaskGroup},
 };
@@ -244,6 +245,7 @@ impl Node {
 
     /// Renews the lease, or registers the node again if it has to.
     async fn renew_lease(&mut self, connection: &mut NodeConnection) -> Result<(), StoreError> {
+        self.synchronize_clock(connection).await?;
         let duration = self.deps.lease_duration;
         let sent = self.deps.env.clock.monotonic();
         let written_until = self.deps.audit_watermark.written_until();
@@ -277,6 +279,14 @@ impl Node {
         // invalidation would be received for it.
         self.deps.invalidation_sink.invalidate_all();
         Ok(sent)
+    }
+
+    /// Reads the clock of PostgreSQL, so that this node's time is as current as its lease. A node
+    /// that starts compares the clock with the last reading of another node.
+    async fn synchronize_clock(&self, connection: &mut NodeConnection) -> Result<(), StoreError> {
+        let max_gap =
+            (self.registrations == 0).then(|| self.deps.lease_duration + READING_INTERVAL);
+        self.with_timeout(connection.synchronize_clock(max_gap)).await
     }
 
     /// Expires the leases of nodes that do not renew them, so that no fence has to wait for them.

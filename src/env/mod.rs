@@ -1,9 +1,11 @@
 //! Time, randomness and the cost of password hashes, injected.
 //!
 //! Nothing else in the crate reads the system's clock or random source (`clippy.toml` bans it), so
-//! tests control both. The cost of password hashes is no setting: only tests reduce it.
+//! tests control both. A running service follows the clock of PostgreSQL (`database_clock.rs`). The
+//! cost of password hashes is no setting: only tests reduce it.
 
 mod clock;
+mod database_clock;
 mod entropy;
 mod password_cost;
 
@@ -13,7 +15,8 @@ use uuid::Uuid;
 
 #[cfg(test)]
 pub(crate) use clock::ManualClock;
-pub use clock::{Clock, SystemClock};
+pub use clock::{Clock, ClockEpoch, MAX_DISAGREEMENT, SystemClock};
+pub use database_clock::{ClockObservation, ClockReading, DatabaseClock};
 pub use entropy::{Entropy, SystemEntropy};
 pub use password_cost::PasswordCost;
 
@@ -22,6 +25,8 @@ pub use password_cost::PasswordCost;
 pub struct Env {
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// The clock of PostgreSQL, which `clock` is too unless a test controls the time.
+    pub database_clock: DatabaseClock,
     /// The random source of secrets and ids.
     pub entropy: Arc<dyn Entropy>,
     /// The cost of new password hashes.
@@ -29,12 +34,21 @@ pub struct Env {
 }
 
 impl Env {
-    /// Creates an environment with the machine's clock and random source, and
-    /// [`PasswordCost::RECOMMENDED`].
+    /// Creates an environment with the machine's random source and clock, and
+    /// [`PasswordCost::RECOMMENDED`]. Once the service has connected to PostgreSQL, the clock
+    /// follows that of PostgreSQL.
     #[must_use]
     pub fn system() -> Self {
+        Self::with_machine_clock(Arc::new(SystemClock))
+    }
+
+    /// Creates an environment as [`Self::system`] does, on a machine with this clock.
+    #[must_use]
+    pub fn with_machine_clock(machine: Arc<dyn Clock>) -> Self {
+        let database_clock = DatabaseClock::new(machine);
         Self {
-            clock: Arc::new(SystemClock),
+            clock: Arc::new(database_clock.clone()),
+            database_clock,
             entropy: Arc::new(SystemEntropy),
             password_cost: PasswordCost::RECOMMENDED,
         }

@@ -16,14 +16,17 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Server, Store, StoreError,
+    Server, Store, StoreError, clock,
     pools::{Pools, ServerBinding},
 };
-use crate::model::{
-    api_key::KeyDigest,
-    id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
-    invalidation::Invalidation,
-    key_ring::KeyId,
+use crate::{
+    env::DatabaseClock,
+    model::{
+        api_key::KeyDigest,
+        id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
+        invalidation::Invalidation,
+        key_ring::KeyId,
+    },
 };
 
 /// A point in the sequence of invalidations.
@@ -135,7 +138,8 @@ impl Store {
         let (connection, binding) = self.pools.acquire_background().await?;
         let (pools, server, key_id) =
             (self.pools.clone(), binding.server()?, self.context.key_id());
-        Ok(NodeConnection { pools, connection, binding, server, key_id })
+        let clock = self.clock.clone();
+        Ok(NodeConnection { pools, connection, binding, server, key_id, clock })
     }
 
     /// Removes a node that no longer serves requests.
@@ -191,6 +195,7 @@ pub struct NodeConnection {
     binding: ServerBinding,
     server: Server,
     key_id: KeyId,
+    clock: DatabaseClock,
 }
 
 impl NodeConnection {
@@ -209,6 +214,17 @@ impl NodeConnection {
     /// Waits until all connections are replaced.
     pub async fn wait_until_replaced(&self) {
         self.pools.wait_until_replaced(&self.binding).await;
+    }
+
+    /// Reads the clock of the server. If it has changed, begins a new epoch. With `max_gap`, begins
+    /// one too if no node has read the clock for this long.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a query fails; the node then continues with the time that it had.
+    pub async fn synchronize_clock(&mut self, max_gap: Option<Duration>) -> Result<(), StoreError> {
+        clock::synchronize(&mut self.connection, &self.clock, max_gap).await?;
+        clock::log_skew(&self.clock);
+        Ok(())
     }
 
     /// Registers a node whose cache is empty. Returns the generation after which it must apply

@@ -13,15 +13,11 @@
 //! member only in this transaction. Decisions that the database cannot check itself, such as that a
 //! user has presented a mailed token, have MACs too.
 //!
-//! A MAC is valid for 30 seconds of PostgreSQL's clock. The clock of the node may be wrong, so the
-//! node reads that of PostgreSQL when it connects, and adds the time that has passed since. After a
-//! failover or a change of a clock, the first transaction is refused, and reads it again.
+//! A MAC is valid for 30 seconds of PostgreSQL's clock, as the node estimates it (`clock.rs`).
+//! After a failover or a change of that clock, the first transaction is refused, and reads it
+//! again.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use aws_lc_rs::{
     digest::{SHA256, digest},
@@ -30,11 +26,14 @@ use aws_lc_rs::{
 use data_encoding::{BASE64, HEXLOWER};
 use secrecy::ExposeSecret;
 use sqlx::{PgConnection, error::DatabaseError, postgres::PgConnectOptions};
-use tokio::time::Instant;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError, brief, pools::Pools};
-use crate::model::key_ring::{KEY_ID_LEN, KeyId, KeyRing};
+use super::{Store, StoreError, brief, clock, pools::Pools};
+use crate::{
+    env::{Clock as _, DatabaseClock},
+    model::key_ring::{KEY_ID_LEN, KeyId, KeyRing},
+};
 
 /// Block size of HMAC-SHA-256 (RFC 2104).
 const BLOCK: usize = 64;
@@ -219,7 +218,7 @@ pub(super) struct ContextSigner(Arc<Signer>);
 #[derive(Debug)]
 struct Signer {
     key: ContextKey,
-    clock: Mutex<DatabaseClock>,
+    clock: DatabaseClock,
     /// Held while the clock is read again.
     renewal: tokio::sync::Mutex<()>,
     /// Spaces that move a MAC out of the part of a statement that `pg_stat_activity` shows.
@@ -257,14 +256,6 @@ pub(super) struct SignedSetting {
     pub(super) mac: [u8; 32],
 }
 
-/// A reading of PostgreSQL's clock.
-#[derive(Debug, Clone, Copy)]
-struct DatabaseClock {
-    /// In microseconds since 1970.
-    time: i64,
-    read_at: Instant,
-}
-
 impl ContextSigner {
     /// Reads the clock of PostgreSQL, and checks that the database and the node know the same keys.
     ///
@@ -272,6 +263,7 @@ impl ContextSigner {
     /// A one-line message for the operator.
     pub(super) async fn start(
         keys: KeyRing<ContextKey>,
+        clock: DatabaseClock,
         connection: &mut PgConnection,
     ) -> Result<Self, String> {
         let describe = |error| format!("cannot query PostgreSQL: {}", brief(&error));
@@ -283,7 +275,7 @@ impl ContextSigner {
         .map_err(describe)?;
         keys.register(&mut *connection).await?;
         let padding = " ".repeat(usize::try_from(shown).unwrap_or_default());
-        let clock = Mutex::new(read_clock(&mut *connection).await.map_err(describe)?);
+        clock::read_first(&mut *connection, &clock).await.map_err(describe)?;
         let renewal = tokio::sync::Mutex::default();
         Ok(Self(Arc::new(Signer { key: keys.into_current(), clock, renewal, padding })))
     }
@@ -293,13 +285,17 @@ impl ContextSigner {
         self.0.key.id()
     }
 
-    /// Reads the clock of PostgreSQL again, unless it was read after the refusal of a context.
-    pub(super) async fn renew(&self, pools: &Pools, refused_at: Instant) -> Result<(), StoreError> {
+    /// Reads the clock of PostgreSQL again, unless it was read after the refusal of a context, at
+    /// this time of the monotonic clock.
+    pub(super) async fn renew(
+        &self,
+        pools: &Pools,
+        refused_at: Duration,
+    ) -> Result<(), StoreError> {
         let _turn = self.0.renewal.lock().await;
-        let read_at = self.0.clock.lock().unwrap_or_else(PoisonError::into_inner).read_at;
-        if read_at < refused_at {
-            let clock = read_clock(&mut *pools.requests().acquire().await?).await?;
-            *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
+        if self.0.clock.last_read_at().is_none_or(|read_at| read_at < refused_at) {
+            let mut connection = pools.requests().acquire().await?;
+            clock::synchronize(&mut connection, &self.0.clock, None).await?;
         }
         Ok(())
     }
@@ -346,9 +342,8 @@ impl ContextSigner {
 
     /// Signs a context for the present time.
     pub(super) fn sign(&self, ids: ContextIds) -> SignedContext {
-        let clock = *self.0.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let passed = i64::try_from(clock.read_at.elapsed().as_micros()).unwrap_or(i64::MAX);
-        let issued_at = clock.time.saturating_add(passed);
+        let since_1970 = self.0.clock.now() - OffsetDateTime::UNIX_EPOCH;
+        let issued_at = i64::try_from(since_1970.whole_microseconds()).unwrap_or(i64::MAX);
         let (key_id, mac) = (self.0.key.id(), self.0.key.sign_context(ids, issued_at));
         SignedContext { issued_at, key_id, mac }
     }
@@ -375,15 +370,6 @@ impl ContextSigner {
 /// True if PostgreSQL refused a MAC because of its time.
 pub(super) fn is_expired(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(DatabaseError::code).as_deref() == Some(EXPIRED)
-}
-
-async fn read_clock(connection: &mut PgConnection) -> Result<DatabaseClock, sqlx::Error> {
-    let time = sqlx::query_scalar!(
-        r#"SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS "time!""#
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok(DatabaseClock { time, read_at: Instant::now() })
 }
 
 /// A login of the service that the owner of the tables creates.
@@ -456,7 +442,7 @@ mod tests {
 
     #[tokio::test]
     async fn begin_statement_in_log_is_redacted() {
-        let clock = Mutex::new(DatabaseClock { time: 3, read_at: Instant::now() });
+        let clock = crate::env::Env::system().database_clock;
         let key = ContextKey::new(zeroize::Zeroizing::new([7; 32]));
         let renewal = tokio::sync::Mutex::default();
         let signer =

@@ -33,6 +33,7 @@ pub mod audit_chains;
 pub mod audit_outbox;
 mod audited;
 pub mod cache_invalidation;
+pub mod clock;
 mod committed;
 pub mod connected_apps;
 mod context;
@@ -72,11 +73,12 @@ use std::{future::Future, time::Duration};
 
 use sqlx::{PgConnection, error::DatabaseError, postgres::PgConnectOptions};
 
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
     config::Pool,
+    env::{Clock as _, DatabaseClock},
     keyed_semaphores::{KeyedPermit, KeyedSemaphores},
     model::{
         id::{Id, UserId, WorkspaceId},
@@ -115,6 +117,7 @@ pub struct Store {
     /// The longest time that opening a transaction may take.
     begin_timeout: Duration,
     context: ContextSigner,
+    clock: DatabaseClock,
     /// Requests of one workspace wait for each other, such as for the lock on its row. Without a
     /// permit they hold no connection meanwhile, which requests of other workspaces need.
     workspace_permits: KeyedSemaphores<Uuid>,
@@ -123,7 +126,8 @@ pub struct Store {
 
 impl Store {
     /// Connects, and checks that row-level security applies to the connection. `login` replaces the
-    /// user and password of the URL. `lease_duration` is that of all nodes.
+    /// user and password of the URL. `lease_duration` is that of all nodes. `clock` follows that of
+    /// PostgreSQL from then on.
     ///
     /// If the login is another role than [`APP_ROLE`], every connection switches to that role when
     /// it opens. SQL that an attacker injects could switch back, so the login may not have more
@@ -137,6 +141,7 @@ impl Store {
         options: &Pool,
         lease_duration: Duration,
         keys: KeyRing<ContextKey>,
+        clock: &DatabaseClock,
     ) -> Result<Self, String> {
         let hosts = hosts::parse(url)?.into_iter().map(|host| {
             let host = match login {
@@ -176,12 +181,12 @@ impl Store {
                  only in database.owner_url"
             ));
         }
-        let context = ContextSigner::start(keys, &mut connection).await?;
+        let context = ContextSigner::start(keys, clock.clone(), &mut connection).await?;
         drop(connection);
         let begin_timeout = options.acquire_timeout + options.statement_timeout;
         let workspace_permits = KeyedSemaphores::new(max_per_workspace(options.max_connections));
-        let schema = SchemaFlag::default();
-        Ok(Self { pools, begin_timeout, context, workspace_permits, schema })
+        let (clock, schema) = (clock.clone(), SchemaFlag::default());
+        Ok(Self { pools, begin_timeout, context, clock, workspace_permits, schema })
     }
 
     /// Begins a transaction for one workspace and, if the caller is a user or acts for one, for
@@ -275,7 +280,7 @@ impl Store {
         let (inner, binding) = loop {
             match self.send_begin(begin()).await {
                 Err(BeginError::Refused(error)) if context::is_expired(&error) && !is_renewed => {
-                    self.context.renew(&self.pools, Instant::now()).await?;
+                    self.context.renew(&self.pools, self.clock.monotonic()).await?;
                     is_renewed = true;
                 }
                 Err(BeginError::Refused(error)) if retries > 0 && error::is_closed(&error) => {

@@ -377,7 +377,7 @@ async fn wrong_clock_is_unavailable_until_it_is_right() {
     // As if the clock were an hour behind.
     let definition = "SELECT pg_get_functiondef('set_context'::regproc)";
     let genuine: String = sqlx::query_scalar(definition).fetch_one(&mut owner).await.unwrap();
-    let behind = genuine.replace("clock_timestamp()", "(clock_timestamp() - interval '1 hour')");
+    let behind = genuine.replace("database_time()", "(database_time() - interval '1 hour')");
     assert_ne!(genuine, behind);
     owner.execute(sqlx::AssertSqlSafe(behind)).await.unwrap();
     let answer = app.get("/v1/members").bearer(&dana.access_token).send().await;
@@ -411,9 +411,9 @@ async fn login_without_service_role_is_rejected() {
         acquire_timeout: std::time::Duration::from_secs(2),
         statement_timeout: std::time::Duration::from_secs(2),
     };
-    let lease = options.acquire_timeout;
-    let connect =
-        call2me_auth::store::Store::connect(&url, None, &options, lease, context_key().into());
+    let (lease, keys) = (options.acquire_timeout, context_key().into());
+    let clock = &app.app.env.database_clock;
+    let connect = call2me_auth::store::Store::connect(&url, None, &options, lease, keys, clock);
     let error = connect.await.unwrap_err();
     assert!(error.contains("GRANT call2me_auth_app TO <user>"), "{error}");
 }

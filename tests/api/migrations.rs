@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use call2me_auth::{
     config::Pool,
+    env::Env,
     model::{email::Email, key_ring::KeyRing},
     store::{ContextKey, ServiceLogin, Store, migrate},
 };
@@ -30,7 +31,8 @@ async fn connect(url: &str) -> Result<Store, String> {
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
     let key = ContextKey::new([7; 32].into());
-    Store::connect(url, None, &options, timeout, key.into()).await
+    let clock = Env::system().database_clock;
+    Store::connect(url, None, &options, timeout, key.into(), &clock).await
 }
 
 /// Connects with a login that the owner creates for the service.
@@ -43,8 +45,8 @@ async fn connect_with_own_login(url: &str) -> Result<Store, String> {
     }
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
-    let key = ContextKey::new([7; 32].into());
-    Store::connect(url, Some(&login), &options, timeout, key.into()).await
+    let (key, clock) = (ContextKey::new([7; 32].into()), Env::system().database_clock);
+    Store::connect(url, Some(&login), &options, timeout, key.into(), &clock).await
 }
 
 #[tokio::test]
@@ -174,10 +176,11 @@ async fn node_that_lacks_an_encryption_key_is_refused() {
     let login = ServiceLogin::derive(&[7; 32], &migrate::database_name(&database.url).unwrap());
     let timeout = Duration::from_secs(10);
     let options = Pool { max_connections: 2, acquire_timeout: timeout, statement_timeout: timeout };
+    let clock = Env::system().database_clock;
     let connect = async |current: u8, previous: &[u8]| {
         let key = |byte: &u8| ContextKey::new([*byte; 32].into());
         let ring = KeyRing::new(key(&current), previous.iter().map(key).collect());
-        Store::connect(&database.url, Some(&login), &options, timeout, ring).await
+        Store::connect(&database.url, Some(&login), &options, timeout, ring, &clock).await
     };
     // A key that no node has: nothing is stored.
     for previous in [&[][..], &[9], &[9, 10]] {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use call2me_auth::{
     config::Pool,
+    env::Env,
     model::id::{self, WorkspaceId},
     store::Store,
 };
@@ -126,9 +127,9 @@ async fn hanging_sealer_does_not_block_other_nodes() {
         acquire_timeout: Duration::from_secs(5),
         statement_timeout: Duration::from_secs(5),
     };
-    let store = Store::connect(&url, None, &pool, Duration::from_secs(5), context_key().into())
-        .await
-        .unwrap();
+    let (lease, clock) = (Duration::from_secs(5), Env::system().database_clock);
+    let store =
+        Store::connect(&url, None, &pool, lease, context_key().into(), &clock).await.unwrap();
     let hanging = loop {
         if let Some(mut sealing) = store.begin_sealing().await.unwrap() {
             sealing.list_entries_after(0, &[], 10, 10).await.unwrap();
