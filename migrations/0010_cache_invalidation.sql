@@ -49,9 +49,11 @@ CREATE TABLE nodes (
     -- Another node has seen the lease expire. This one cannot renew it, and must register again.
     is_expired boolean NOT NULL DEFAULT false,
     -- The last renewal by PostgreSQL's clock, which may be set: for reports only.
-    renewed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    renewed_at timestamptz NOT NULL DEFAULT database_time(),
     -- The node's watermark: it has written all its audit events from before.
     events_written_until timestamptz NOT NULL,
+    -- The epoch of the clock that this time belongs to. NULL: the node does not follow the clock.
+    clock_epoch bigint,
     -- The id of its `keys.encryption_key`.
     encryption_key_id bytea NOT NULL,
     -- The last time that the node renewed an expired lease. In between it may have served requests
@@ -244,7 +246,7 @@ CREATE FUNCTION is_known_generation(p_generation bigint, p_token uuid) RETURNS b
 -- kept until then because they may have lost audit events.
 CREATE FUNCTION register_node(
     p_id uuid, p_registration integer, p_lease interval, p_events_written_until timestamptz,
-    p_kept_after_lease interval, p_encryption_key_id bytea
+    p_clock_epoch bigint, p_kept_after_lease interval, p_encryption_key_id bytea
 ) RETURNS TABLE (generation bigint, token uuid)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -255,16 +257,17 @@ CREATE FUNCTION register_node(
         -- An isolated primary must grant no lease.
         PERFORM require_synchronous_commit();
         DELETE FROM nodes
-        WHERE is_expired AND renewed_at + lease < clock_timestamp() - p_kept_after_lease;
+        WHERE is_expired AND renewed_at + lease < database_time() - p_kept_after_lease;
         SELECT * INTO newest FROM invalidation_generation;
         -- The node creates values with its key from now on.
         UPDATE context_keys SET replaced_at = NULL
         WHERE id = p_encryption_key_id AND replaced_at IS NOT NULL;
         DELETE FROM nodes WHERE id = p_id AND registration < p_registration;
         INSERT INTO nodes (id, registration, acknowledged_generation, lease, events_written_until,
-                           encryption_key_id, reconnected_at)
+                           clock_epoch, encryption_key_id, reconnected_at)
         VALUES (p_id, p_registration, newest.generation, p_lease, p_events_written_until,
-                p_encryption_key_id, CASE WHEN p_registration > 1 THEN clock_timestamp() END);
+                p_clock_epoch, p_encryption_key_id,
+                CASE WHEN p_registration > 1 THEN database_time() END);
         RETURN QUERY SELECT newest.generation, newest.token;
     END
     $$;
@@ -273,7 +276,7 @@ CREATE FUNCTION register_node(
 -- lease has expired, or this database does not know the generation that it has applied.
 CREATE FUNCTION renew_lease(
     p_id uuid, p_registration integer, p_generation bigint, p_token uuid, p_lease interval,
-    p_events_written_until timestamptz
+    p_events_written_until timestamptz, p_clock_epoch bigint
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -282,9 +285,12 @@ CREATE FUNCTION renew_lease(
         PERFORM require_synchronous_commit();
         UPDATE nodes
         SET acknowledged_generation = p_generation, lease = p_lease, renewals = renewals + 1,
-            renewed_at = clock_timestamp(), events_written_until = p_events_written_until,
-            reconnected_at = CASE WHEN renewed_at + lease < clock_timestamp()
-                                  THEN clock_timestamp() ELSE reconnected_at END
+            renewed_at = database_time(), events_written_until = p_events_written_until,
+            clock_epoch = p_clock_epoch,
+            -- After a change of the clock, idle time starts again in any case.
+            reconnected_at = CASE WHEN renewed_at + lease < database_time()
+                                       AND clock_epoch IS NOT DISTINCT FROM p_clock_epoch
+                                  THEN database_time() ELSE reconnected_at END
         WHERE id = p_id AND registration = p_registration AND NOT is_expired
           AND is_known_generation(p_generation, p_token);
         IF NOT FOUND THEN

@@ -294,18 +294,26 @@ CREATE FUNCTION find_chain_heads(p_workspace_ids uuid[])
 
 -- Appends a segment to each of these chains, adds up the usage in the outbox entries and deletes
 -- them. `p_event_ids` holds the events of all segments, one segment after the other. `p_hashes`
--- holds one value for each segment.
+-- holds one value for each segment. `p_now` is a time of the epoch `p_clock_epoch`; NULL if the
+-- caller does not follow the clock.
 CREATE FUNCTION append_chain_segments(
-    p_now timestamptz, p_entry_ids bigint[], p_workspace_ids uuid[], p_first_sequences bigint[],
-    p_last_sequences bigint[], p_previous_hashes bytea[], p_hashes bytea[], p_event_ids uuid[]
+    p_now timestamptz, p_clock_epoch bigint, p_entry_ids bigint[], p_workspace_ids uuid[],
+    p_first_sequences bigint[], p_last_sequences bigint[], p_previous_hashes bytea[],
+    p_hashes bytea[], p_event_ids uuid[]
 ) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
+        clock CONSTANT clock_epoch := (SELECT c FROM clock_epoch c);
+        now_in_epoch CONSTANT timestamptz := CASE WHEN p_clock_epoch IS NOT NULL THEN p_now END;
         deleted bigint;
     BEGIN
         PERFORM pg_advisory_xact_lock(hashtext('seal'));
-        -- Clocks of nodes differ. The segments of a chain are still in order in the partitions.
+        IF p_clock_epoch <> clock.epoch THEN
+            RAISE EXCEPTION 'the clock has changed' USING ERRCODE = 'MC003';
+        END IF;
+        -- The clock may have been set back. The segments of a chain are still in order in the
+        -- partitions.
         p_now := greatest(p_now, (SELECT max(sealed_at) FROM audit_chain_heads
                                   WHERE workspace_id = ANY (p_workspace_ids)));
         IF (SELECT coalesce(sum(cardinality(event_ids)), 0) FROM audit_outbox
@@ -336,7 +344,7 @@ CREATE FUNCTION append_chain_segments(
         FROM unnest(p_workspace_ids, p_last_sequences, p_hashes) AS segment (workspace, last, hash)
         ON CONFLICT (workspace_id) DO UPDATE
             SET sequence = excluded.sequence, hash = excluded.hash, sealed_at = excluded.sealed_at;
-        PERFORM add_key_usage(p_entry_ids);
+        PERFORM add_key_usage(p_entry_ids, clock, now_in_epoch);
         DELETE FROM audit_outbox WHERE id = ANY (p_entry_ids);
         GET DIAGNOSTICS deleted = ROW_COUNT;
         IF deleted <> cardinality(p_entry_ids) THEN

@@ -14,9 +14,13 @@ CREATE TABLE api_key_activity (
     last_used_ip inet,
     total_requests bigint NOT NULL,
     -- The events of the last request that was served, and of the last one that failed or was
-    -- rejected. The ids are UUIDv7, so they sort by time.
+    -- rejected. The ids are UUIDv7, so within an epoch of the clock they sort by time.
     last_success_id uuid,
-    last_failure_id uuid
+    last_failure_id uuid,
+    -- The epoch of the clock in which each of these was counted.
+    last_used_epoch bigint NOT NULL,
+    last_success_epoch bigint NOT NULL,
+    last_failure_epoch bigint NOT NULL
 ) WITH (fillfactor = 70);
 
 CREATE TABLE key_usage_hours (
@@ -67,7 +71,9 @@ CREATE TABLE quiet_confirmations (
     workspace_id uuid NOT NULL,
     -- The successor that had served requests at that time. NULL if the key had no active successor.
     successor_id uuid,
-    -- The evidence is void once the key is used after `quiet_since`.
+    -- The total requests of the key at that time. The evidence is void once there are more, also if
+    -- the clock has changed since.
+    total_requests bigint NOT NULL,
     quiet_since timestamptz NOT NULL,
     quiet_until timestamptz NOT NULL,
     -- With the workspace: a row of another workspace for the same key must not conflict.
@@ -103,18 +109,32 @@ CREATE POLICY quiet_confirmations_by_workspace ON quiet_confirmations TO call2me
 ------------------------------------------------------------------------------------------------
 -- Functions
 
--- Adds the usage in outbox entries to the counts. Only `append_chain_segments` calls it, as the
--- owner of the tables.
-CREATE FUNCTION add_key_usage(p_entry_ids bigint[]) RETURNS void
+-- Adds the usage in outbox entries to the counts, in this epoch of the clock. Only
+-- `append_chain_segments` calls it, as the owner of the tables. `p_now` is NULL if the caller does
+-- not follow the clock. Otherwise, an event that is not between the start of the epoch and that
+-- time is of a node that had not noticed the epoch. Its true time is not known: a success counts as
+-- one at the start, all others as one at this time.
+CREATE FUNCTION add_key_usage(p_entry_ids bigint[], p_clock clock_epoch, p_now timestamptz)
+    RETURNS void
     LANGUAGE plpgsql
     AS $$
     DECLARE
         grown_keys uuid[];
+        start_id CONSTANT uuid :=
+            CASE WHEN p_now IS NOT NULL THEN uuidv7_lower_bound(p_clock.started_at) END;
+        now_id CONSTANT uuid := uuidv7_lower_bound(p_now);
+        -- Nodes agree on the time within a second.
+        latest_id CONSTANT uuid := uuidv7_lower_bound(p_now + interval '1 second');
     BEGIN
         WITH attempts AS MATERIALIZED (
-            -- The workspace of a key is that of its row.
-            SELECT u.*, k.workspace_id, uuidv7_timestamp(u.first) AS first_used_at,
-                   uuidv7_timestamp(u.last) AS last_used_at
+            -- The workspace of a key is that of its row. `least` and `greatest` ignore NULL.
+            SELECT u.*, k.workspace_id, least(uuidv7_timestamp(u.first), p_now) AS first_used_at,
+                   CASE WHEN u.last NOT BETWEEN start_id AND latest_id THEN p_now
+                        ELSE uuidv7_timestamp(u.last) END AS last_used_at,
+                   CASE WHEN u.last NOT BETWEEN start_id AND latest_id THEN start_id
+                        ELSE u.last END AS success_id,
+                   CASE WHEN u.last NOT BETWEEN start_id AND latest_id THEN now_id
+                        ELSE u.last END AS failure_id
             FROM audit_outbox entry
             CROSS JOIN unnest(
                 entry.usage_key_ids, entry.usage_route_groups, entry.usage_scopes,
@@ -130,26 +150,42 @@ CREATE FUNCTION add_key_usage(p_entry_ids bigint[]) RETURNS void
         ), activity AS (
             INSERT INTO api_key_activity AS stored
                 (key_id, workspace_id, first_used_at, last_used_at, last_used_ip, total_requests,
-                 last_success_id, last_failure_id)
+                 last_success_id, last_failure_id, last_used_epoch, last_success_epoch,
+                 last_failure_epoch)
             SELECT key_id, workspace_id,
                    min(first_used_at) FILTER (WHERE outcome <> 'rejected'),
                    max(last_used_at) FILTER (WHERE outcome <> 'rejected'),
                    (array_agg(ip ORDER BY last DESC) FILTER (WHERE outcome <> 'rejected'))[1],
                    coalesce(sum(requests) FILTER (WHERE outcome <> 'rejected'), 0),
-                   (array_agg(last ORDER BY last DESC) FILTER (WHERE outcome = 'served'))[1],
-                   (array_agg(last ORDER BY last DESC)
-                       FILTER (WHERE outcome IN ('failed', 'rejected')))[1]
+                   (array_agg(success_id ORDER BY success_id DESC)
+                       FILTER (WHERE outcome = 'served'))[1],
+                   (array_agg(failure_id ORDER BY failure_id DESC)
+                       FILTER (WHERE outcome IN ('failed', 'rejected')))[1],
+                   p_clock.epoch, p_clock.epoch, p_clock.epoch
             FROM attempts GROUP BY key_id, workspace_id
-            -- `least` and `greatest` ignore NULL.
+            -- A value of this epoch replaces one of an earlier epoch, also if that is greater.
             ON CONFLICT (key_id) DO UPDATE SET
                 first_used_at = least(stored.first_used_at, excluded.first_used_at),
-                last_used_ip = CASE WHEN stored.last_used_at IS NULL
-                                         OR excluded.last_used_at >= stored.last_used_at
-                                    THEN excluded.last_used_ip ELSE stored.last_used_ip END,
-                last_used_at = greatest(stored.last_used_at, excluded.last_used_at),
+                last_used_ip = CASE WHEN excluded.last_used_at < stored.last_used_at
+                                         AND stored.last_used_epoch = p_clock.epoch
+                                    THEN stored.last_used_ip
+                                    ELSE coalesce(excluded.last_used_ip, stored.last_used_ip) END,
+                last_used_at = CASE WHEN stored.last_used_epoch = p_clock.epoch
+                                    THEN greatest(stored.last_used_at, excluded.last_used_at)
+                                    ELSE coalesce(excluded.last_used_at, stored.last_used_at) END,
+                last_used_epoch = CASE WHEN excluded.last_used_at IS NULL
+                                       THEN stored.last_used_epoch ELSE p_clock.epoch END,
                 total_requests = stored.total_requests + excluded.total_requests,
-                last_success_id = greatest(stored.last_success_id, excluded.last_success_id),
-                last_failure_id = greatest(stored.last_failure_id, excluded.last_failure_id)
+                last_success_id = CASE WHEN stored.last_success_epoch = p_clock.epoch
+                    THEN greatest(stored.last_success_id, excluded.last_success_id)
+                    ELSE coalesce(excluded.last_success_id, stored.last_success_id) END,
+                last_success_epoch = CASE WHEN excluded.last_success_id IS NULL
+                                          THEN stored.last_success_epoch ELSE p_clock.epoch END,
+                last_failure_id = CASE WHEN stored.last_failure_epoch = p_clock.epoch
+                    THEN greatest(stored.last_failure_id, excluded.last_failure_id)
+                    ELSE coalesce(excluded.last_failure_id, stored.last_failure_id) END,
+                last_failure_epoch = CASE WHEN excluded.last_failure_id IS NULL
+                                          THEN stored.last_failure_epoch ELSE p_clock.epoch END
         ), hours AS (
             INSERT INTO key_usage_hours AS stored
             SELECT key_id, workspace_id, date_trunc('hour', first_used_at, 'UTC'), route_group,
@@ -194,20 +230,28 @@ CREATE FUNCTION add_key_usage(p_entry_ids bigint[]) RETURNS void
     $$;
 
 -- Returns the time up to which every use of a key that other nodes served is counted (NULL: no
--- other node is registered and the outbox is empty), and the last time at which uses may have been
--- lost: a node stopped without deregistering, or was disconnected.
-CREATE FUNCTION usage_watermark(p_own_node_id uuid)
-    RETURNS TABLE (counted_until timestamptz, usage_gap_at timestamptz)
+-- other node is registered and the outbox is empty), the last time at which uses may have been lost
+-- (a node stopped without deregistering, or was disconnected), and the epoch of the clock. A node
+-- that has not noticed the present epoch yet may have uncounted uses since its start, and so may an
+-- entry with a time in the future.
+CREATE FUNCTION usage_watermark(p_own_node_id uuid, p_clock_epoch bigint)
+    RETURNS TABLE (counted_until timestamptz, usage_gap_at timestamptz, clock_epoch bigint,
+                   clock_epoch_started_at timestamptz)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT least(
-                   (SELECT min(events_written_until) FROM nodes
-                    WHERE id <> p_own_node_id AND NOT is_expired),
-                   (SELECT min(oldest_event_at) FROM audit_outbox
-                    WHERE cardinality(usage_key_ids) > 0)),
+                   (SELECT min(CASE WHEN n.clock_epoch IS NOT DISTINCT FROM p_clock_epoch
+                                    THEN n.events_written_until ELSE clock.started_at END)
+                    FROM nodes n WHERE n.id <> p_own_node_id AND NOT n.is_expired),
+                   (SELECT min(CASE WHEN p_clock_epoch IS NOT NULL
+                                         AND oldest_event_at > database_time() + interval '1 second'
+                                    THEN clock.started_at ELSE oldest_event_at END)
+                    FROM audit_outbox WHERE cardinality(usage_key_ids) > 0)),
                greatest(
                    (SELECT max(renewed_at + lease) FROM nodes WHERE is_expired),
-                   (SELECT max(reconnected_at) FROM nodes))
+                   (SELECT max(reconnected_at) FROM nodes)),
+               clock.epoch, clock.started_at
+        FROM clock_epoch clock
     $$;
 
 -- Deletes counts by minute that are older than two hours, a limited number at a time.

@@ -188,7 +188,9 @@ impl Sealer {
     async fn seal_batch(&mut self, after: i64) -> Result<Option<SealProgress>, StoreError> {
         let Self { store, env, counts, cursor, batch_size, skipped } = self;
         let batch = async {
-            let Some(sealing) = store.begin_sealing().await? else { return Ok(None) };
+            let clock_epoch = env.clock.epoch().map(|epoch| epoch.number);
+            let sealing = store.begin_sealing(clock_epoch).await?;
+            let Some(sealing) = sealing else { return Ok(None) };
             let batch = Batch { after, skipped, size: *batch_size };
             seal_entries(env, counts, &mut cursor.newest, sealing, batch).await.map(Some)
         };
@@ -250,8 +252,10 @@ async fn seal_entries(
         }
     }
     let segments: Vec<_> = segments.into_values().collect();
+    // The epoch first: if it changes meanwhile, this batch is tried again.
+    let clock_epoch = env.clock.epoch().map(|epoch| epoch.number);
     let now = env.clock.now();
-    sealing.seal(now, &entries, &segments).await?;
+    sealing.seal(now, clock_epoch, &entries, &segments).await?;
     *newest = last.max(*newest);
     counts.sealed.fetch_add(sealed, Relaxed);
     counts.lag_ms.store(lag(&entries, now), Relaxed);

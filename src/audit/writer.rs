@@ -21,7 +21,6 @@ use std::{
     time::Duration,
 };
 
-use time::OffsetDateTime;
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -35,7 +34,7 @@ use crate::{
     cache_invalidation::AuditWatermark,
     config::{self, Durability},
     env::Env,
-    model::audit::NewEvent,
+    model::{audit::NewEvent, rotation::NodeWatermark},
     store::{DedicatedConnection, Store},
     tasks::{CriticalFailure, TaskGroup},
 };
@@ -138,15 +137,17 @@ impl AuditWriter {
 }
 
 impl AuditWatermark for AuditWriter {
-    fn written_until(&self) -> OffsetDateTime {
+    fn watermark(&self) -> NodeWatermark {
+        // The epoch first: if it changes meanwhile, others then ignore the time of the new one.
+        let clock_epoch = self.env.clock.epoch().map(|epoch| epoch.number);
         // Read both clocks before the counters, so that an event queued meanwhile is after this
         // time.
         let (now, monotonic) = (self.env.clock.now(), self.env.clock.monotonic());
         let idle_since = if self.counts.is_idle() { monotonic } else { Duration::ZERO };
         let watermark = self.counts.mark_written(idle_since);
-        // Subtract an interval of the monotonic clock: if the wall clock is set back, the watermark
-        // must not remain in the future.
-        now - monotonic.saturating_sub(watermark)
+        // Subtract an interval of the monotonic clock: if the clock is set back, the watermark must
+        // not remain in the future.
+        NodeWatermark { written_until: now - monotonic.saturating_sub(watermark), clock_epoch }
     }
 }
 

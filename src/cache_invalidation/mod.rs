@@ -17,9 +17,7 @@ mod lease;
 mod node;
 mod observed_leases;
 
-use time::OffsetDateTime;
-
-use crate::model::invalidation::Invalidation;
+use crate::model::{invalidation::Invalidation, rotation::NodeWatermark};
 
 pub use fence::Fence;
 pub use lease::Lease;
@@ -29,7 +27,7 @@ pub use observed_leases::ObservedLeases;
 /// The watermark of this node's audit events.
 pub trait AuditWatermark: Send + Sync + 'static {
     /// Returns the time up to which this node has written all its audit events.
-    fn written_until(&self) -> OffsetDateTime;
+    fn watermark(&self) -> NodeWatermark;
 }
 
 /// Receives invalidations: the node's credential caches.

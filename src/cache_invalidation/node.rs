@@ -248,12 +248,12 @@ impl Node {
         self.synchronize_clock(connection).await?;
         let duration = self.deps.lease_duration;
         let sent = self.deps.env.clock.monotonic();
-        let written_until = self.deps.audit_watermark.written_until();
+        let watermark = self.deps.audit_watermark.watermark();
         let is_renewed = match self.applied {
             None => false,
             Some((generation, _)) => {
                 let (node, limit) = (self.registration(), self.renew_interval());
-                let renew = connection.renew_lease(node, generation, duration, written_until);
+                let renew = connection.renew_lease(node, generation, duration, watermark);
                 Store::with_timeout(limit, renew).await?
             }
         };
@@ -270,9 +270,9 @@ impl Node {
         self.forget();
         self.registrations += 1;
         let sent = self.deps.env.clock.monotonic();
-        let written_until = self.deps.audit_watermark.written_until();
+        let watermark = self.deps.audit_watermark.watermark();
         let (node, lease) = (self.registration(), self.deps.lease_duration);
-        let register = connection.register(node, lease, written_until);
+        let register = connection.register(node, lease, watermark);
         let generation = Store::with_timeout(self.renew_interval(), register).await?;
         self.applied = Some((generation, connection.server().history()));
         // After the registration: an entry that was read before may have changed before it, and no

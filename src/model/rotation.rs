@@ -4,6 +4,10 @@
 //! are counted, and only if its successor has served a request since its last failure. Later
 //! reports keep this verdict until the key is used again, or its successor fails or is disabled.
 //!
+//! Idle time counts within one epoch of PostgreSQL's clock only. Across a change of the clock,
+//! times cannot be compared: a verdict rests on the number of requests then, which no clock
+//! affects.
+//!
 //! `auth::api_keys::rotation` collects the counts and stores the evidence.
 
 use std::net::IpAddr;
@@ -15,6 +19,7 @@ use super::{
     api_key::KeyStatus,
     id::{ApiKeyId, EventId},
 };
+use crate::env::ClockEpoch;
 
 /// The recent usage of a key.
 #[derive(Debug, Clone)]
@@ -29,10 +34,14 @@ pub struct KeyTraffic {
     pub first_used_at: Option<OffsetDateTime>,
     /// Time of the last use.
     pub last_used_at: Option<OffsetDateTime>,
-    /// The event of the last request that the key served; ids of events sort by time.
-    pub last_success: Option<EventId>,
+    /// The epoch of the clock in which the last use was counted.
+    pub last_used_epoch: i64,
+    /// The total number of uses.
+    pub total_requests: i64,
+    /// The event of the last request that the key served.
+    pub last_success: Option<EventPosition>,
     /// The event of the last request that was refused for the key, or that the service failed.
-    pub last_failure: Option<EventId>,
+    pub last_failure: Option<EventPosition>,
     /// The key's status.
     pub status: KeyStatus,
     /// Number of requests in the last hour.
@@ -87,6 +96,15 @@ impl KeyTraffic {
     }
 }
 
+/// The position of an event in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventPosition {
+    /// The epoch of the clock in which it was counted.
+    pub clock_epoch: i64,
+    /// The event. Ids sort by time within an epoch.
+    pub id: EventId,
+}
+
 /// A client of a key: one user agent at one address.
 #[derive(Debug, Clone)]
 pub struct KeyClient {
@@ -118,6 +136,16 @@ pub enum RotationState {
     Quiet,
 }
 
+/// The watermark of a node's audit events.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeWatermark {
+    /// The time up to which the node has written all its events.
+    pub written_until: OffsetDateTime,
+    /// The number of the clock's epoch that this time belongs to. `None` if the node does not
+    /// follow the clock of PostgreSQL.
+    pub clock_epoch: Option<i64>,
+}
+
 /// The completeness of the usage counts, over all nodes.
 #[derive(Debug, Clone, Copy)]
 pub struct UsageWatermark {
@@ -126,6 +154,37 @@ pub struct UsageWatermark {
     /// The last time at which uses may have been lost: a node stopped without a graceful shutdown,
     /// or was cut off and refused requests.
     pub usage_gap_at: Option<OffsetDateTime>,
+    /// The epoch of PostgreSQL's clock that these times belong to. `None` if the node does not
+    /// follow that clock.
+    pub clock_epoch: Option<ClockEpoch>,
+}
+
+impl UsageWatermark {
+    /// Returns the time since which a key may have been unused, and the reason for which it is not
+    /// the time of the last use.
+    fn idle_since(&self, old: &KeyTraffic) -> (OffsetDateTime, Option<IdleLimit>) {
+        let (mut since, mut limit) = (old.last_used_at.unwrap_or(old.created_at), None);
+        if let Some(epoch) = self.clock_epoch {
+            // A use of an earlier epoch was before the start of this one, also if its time is not.
+            let is_earlier = old.last_used_at.is_some() && old.last_used_epoch < epoch.number;
+            if is_earlier || since < epoch.started_at {
+                (since, limit) = (epoch.started_at, Some(IdleLimit::ClockChange));
+            }
+        }
+        if let Some(lost) = self.usage_gap_at.filter(|lost| *lost > since) {
+            (since, limit) = (lost, Some(IdleLimit::LostNode));
+        }
+        (since, limit)
+    }
+}
+
+/// The reason for which idle time counts only from a later time than the last use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IdleLimit {
+    /// Uses may have been lost.
+    LostNode,
+    /// The clock has changed.
+    ClockChange,
 }
 
 /// A period in which a key was certainly not used on any node.
@@ -146,11 +205,13 @@ impl QuietPeriod {
 /// The stored evidence of an earlier report that called the old key safe to revoke.
 ///
 /// It keeps that verdict when a later report has less information: another node answers, a node is
-/// lost, or an audit writer lags. Only a use of the old key invalidates it.
+/// lost, an audit writer lags, or the clock has changed. Only a use of the old key invalidates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuietEvidence {
     /// The successor at that time.
     pub successor: Option<ApiKeyId>,
+    /// The number of uses of the old key at that time.
+    pub total_requests: i64,
     /// The period in which the old key was not used.
     pub quiet: QuietPeriod,
 }
@@ -189,11 +250,10 @@ impl RotationReport {
         confirmed: Option<QuietEvidence>,
         quiet: Duration,
     ) -> Self {
-        let last_use = old.last_used_at.unwrap_or(old.created_at);
-        let idle_since = known.usage_gap_at.map_or(last_use, |lost| lost.max(last_use));
+        let (idle_since, limit) = known.idle_since(&old);
         let counted = QuietPeriod { since: idle_since, until: known.counted_until };
         // A use since then invalidates the stored evidence.
-        let confirmed = confirmed.filter(|confirmed| last_use <= confirmed.quiet.since);
+        let confirmed = confirmed.filter(|known| old.total_requests <= known.total_requests);
         // The verdict rests on the longer of the counted and the confirmed period.
         let evidence = confirmed
             .map(|confirmed| confirmed.quiet)
@@ -208,8 +268,12 @@ impl RotationReport {
         let is_confirmed = confirmed.is_some_and(|known| {
             known.quiet.length() >= quiet && (successor.is_none() || known.successor == successor)
         });
-        let new_evidence = (safe_to_revoke && !is_confirmed)
-            .then_some(QuietEvidence { successor, quiet: evidence });
+        let total_requests = old.total_requests;
+        let new_evidence = (safe_to_revoke && !is_confirmed).then_some(QuietEvidence {
+            successor,
+            total_requests,
+            quiet: evidence,
+        });
         let carries_most =
             new.as_ref().is_none_or(|new| new.requests_last_hour >= old.requests_last_hour);
         let has_served = new.as_ref().is_none_or(|new| new.last_success.is_some());
@@ -227,8 +291,12 @@ impl RotationReport {
                 format!("the new key is in use, and the old key has been idle for {seconds} s")
             }
             (None, _) if is_quiet => format!("the key has been idle for {seconds} s"),
-            _ if idle_since > last_use => format!(
+            _ if limit == Some(IdleLimit::LostNode) => format!(
                 "a node was lost or cut off, so uses of the old key may be missing; it has \
+                 certainly been idle for {seconds} s and must be idle for {quiet} s"
+            ),
+            _ if limit == Some(IdleLimit::ClockChange) => format!(
+                "the clock of the database was changed, or no node was running; the old key has \
                  certainly been idle for {seconds} s and must be idle for {quiet} s"
             ),
             _ if old.last_used_at.is_none() => format!(

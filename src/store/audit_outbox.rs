@@ -35,16 +35,21 @@ pub struct SealingTransaction {
 }
 
 impl Store {
-    /// Begins a sealing transaction. `None` if another node is sealing.
+    /// Begins a sealing transaction. `None` if another node is sealing, or if the caller has not
+    /// noticed the present epoch of the clock yet.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn begin_sealing(&self) -> Result<Option<SealingTransaction>, StoreError> {
+    pub async fn begin_sealing(
+        &self,
+        clock_epoch: Option<i64>,
+    ) -> Result<Option<SealingTransaction>, StoreError> {
         let mut tx = self.pools.background().begin().await?;
         let is_ours = sqlx::query_scalar!(
-            r#"SELECT pg_try_advisory_xact_lock(hashtext('seal')) AS "is!"
+            r#"SELECT pg_try_advisory_xact_lock(hashtext('seal')) AND is_present_epoch($2) AS "is!"
                FROM set_config('idle_in_transaction_session_timeout', $1, true)"#,
             IDLE_TIMEOUT_MS,
+            clock_epoch,
         )
         .fetch_one(&mut *tx)
         .await?;
@@ -134,14 +139,16 @@ impl SealingTransaction {
     }
 
     /// Appends the segments to their chains, counts the key usage in the entries, deletes the
-    /// entries and commits.
+    /// entries and commits. `now` is a time of this epoch of the clock; `None` if the caller does
+    /// not follow the clock of PostgreSQL.
     ///
     /// # Errors
-    /// [`StoreError`] if the query fails, or if an entry or the end of a chain has changed since it
-    /// was read.
+    /// [`StoreError`] if the query fails, if an entry or the end of a chain has changed since it
+    /// was read, or if the clock has changed.
     pub async fn seal(
         mut self,
         now: OffsetDateTime,
+        clock_epoch: Option<i64>,
         entries: &[OutboxEntry],
         segments: &[ChainSegment],
     ) -> Result<(), StoreError> {
@@ -157,8 +164,9 @@ impl SealingTransaction {
         let ids: Vec<Uuid> =
             segments.iter().flat_map(|segment| &segment.events).map(|(id, _)| id.uuid()).collect();
         sqlx::query!(
-            r#"SELECT append_chain_segments($1, $2, $3, $4, $5, $6, $7, $8) AS "done""#,
+            r#"SELECT append_chain_segments($1, $2, $3, $4, $5, $6, $7, $8, $9) AS "done""#,
             now,
+            clock_epoch,
             &entries,
             &workspaces,
             &firsts,

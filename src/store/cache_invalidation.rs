@@ -12,7 +12,6 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgListener, types::PgInterval},
 };
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
@@ -26,6 +25,7 @@ use crate::{
         id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
         invalidation::Invalidation,
         key_ring::KeyId,
+        rotation::NodeWatermark,
     },
 };
 
@@ -236,17 +236,18 @@ impl NodeConnection {
         &mut self,
         node: Registration,
         lease: Duration,
-        written_until: OffsetDateTime,
+        watermark: NodeWatermark,
     ) -> Result<Generation, StoreError> {
         // Before the first node of a database is registered, its history is settled at once.
         self.server.history().settle(false, &mut self.connection).await?;
         let row = sqlx::query!(
             r#"SELECT generation AS "number!", token AS "token!"
-               FROM register_node($1, $2, $3, $4, $5, $6)"#,
+               FROM register_node($1, $2, $3, $4, $5, $6, $7)"#,
             node.id,
             node.number,
             interval(lease),
-            written_until,
+            watermark.written_until,
+            watermark.clock_epoch,
             interval(LOST_NODE_RETENTION),
             &self.key_id,
         )
@@ -255,8 +256,7 @@ impl NodeConnection {
         Ok(Generation { number: row.number, token: row.token })
     }
 
-    /// Renews a node's lease and stores its watermark: the node has written all its events from
-    /// before `written_until`. False if the node must register again.
+    /// Renews a node's lease and stores its watermark. False if the node must register again.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -265,16 +265,17 @@ impl NodeConnection {
         node: Registration,
         applied: Generation,
         lease: Duration,
-        written_until: OffsetDateTime,
+        watermark: NodeWatermark,
     ) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar!(
-            r#"SELECT renew_lease($1, $2, $3, $4, $5, $6) AS "is!""#,
+            r#"SELECT renew_lease($1, $2, $3, $4, $5, $6, $7) AS "is!""#,
             node.id,
             node.number,
             applied.number,
             applied.token,
             interval(lease),
-            written_until,
+            watermark.written_until,
+            watermark.clock_epoch,
         )
         .fetch_one(&mut *self.connection)
         .await?)

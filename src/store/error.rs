@@ -172,7 +172,7 @@ impl From<sqlx::Error> for StoreError {
 /// time, so a missing table, column, function or right (42) means that the schema is another one,
 /// such as during a restore. Other examples are failures of disks and files (58, F0, XX), lost
 /// connections (08), failovers (25), a lack of resources (53), timeouts (57), and the time of a
-/// context (MC).
+/// context or a change of the clock (MC).
 fn is_permanent(code: &str) -> bool {
     ["20", "21", "22", "23", "27", "44", "54", "P0"].iter().any(|class| code.starts_with(class))
 }
@@ -216,7 +216,7 @@ mod tests {
         for code in [
             "08006", "0A000", "25006", "26000", "28000", "3D000", "3F000", "40001", "42501",
             "42703", "42883", "42P01", "53100", "55006", "57014", "58030", "58P01", "72000",
-            "F0000", "HV000", "MC001", "XX000", "XX001", "XX002",
+            "F0000", "HV000", "MC001", "MC003", "XX000", "XX001", "XX002",
         ] {
             assert!(!is_permanent(code), "{code}");
         }

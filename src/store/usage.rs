@@ -9,32 +9,57 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError, Tx, context::SignedSetting};
-use crate::model::{
-    api_key::KeyStatus,
-    id::{ApiKeyId, EventId, Id, WorkspaceId},
-    rotation::{KeyClient, KeyTraffic, QuietEvidence, QuietPeriod, UsageWatermark},
-    scope::Scope,
-    usage::{KeyAddress, OverScopedKey, UnusedKey, UsageBucket},
+use crate::{
+    env::{Clock, ClockEpoch, MAX_DISAGREEMENT},
+    model::{
+        api_key::KeyStatus,
+        id::{ApiKeyId, EventId, Id, WorkspaceId},
+        rotation::{
+            EventPosition, KeyClient, KeyTraffic, NodeWatermark, QuietEvidence, QuietPeriod,
+            UsageWatermark,
+        },
+        scope::Scope,
+        usage::{KeyAddress, OverScopedKey, UnusedKey, UsageBucket},
+    },
 };
 
 /// The maximum number of clients or addresses in one result.
 const MAX_CLIENTS: i64 = 100;
 
-/// Returns the time up to which every use of a key is counted, on all nodes. `own_until` is the
-/// watermark of this node; those of the other nodes are in the database.
+/// Returns the time up to which every use of a key is counted, on all nodes. `own` is the watermark
+/// of this node; those of the other nodes are in the database.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn usage_watermark(
     tx: &mut Tx,
     own_node: Uuid,
-    own_until: OffsetDateTime,
+    own: NodeWatermark,
+    clock: &dyn Clock,
 ) -> Result<UsageWatermark, StoreError> {
-    let row = sqlx::query!("SELECT counted_until, usage_gap_at FROM usage_watermark($1)", own_node)
-        .fetch_one(tx.conn())
-        .await?;
-    let until = row.counted_until.map_or(own_until, |until| until.min(own_until));
-    Ok(UsageWatermark { counted_until: until, usage_gap_at: row.usage_gap_at })
+    let row = sqlx::query!(
+        r#"SELECT counted_until, usage_gap_at, clock_epoch AS "clock_epoch!",
+                  clock_epoch_started_at AS "clock_epoch_started_at!"
+           FROM usage_watermark($1, $2)"#,
+        own_node,
+        own.clock_epoch,
+    )
+    .fetch_one(tx.conn())
+    .await?;
+    let mut counted_until = own.written_until.min(row.counted_until.unwrap_or(own.written_until));
+    let Some(own_epoch) = own.clock_epoch else {
+        let usage_gap_at = row.usage_gap_at;
+        return Ok(UsageWatermark { counted_until, usage_gap_at, clock_epoch: None });
+    };
+    let epoch = ClockEpoch { number: row.clock_epoch, started_at: row.clock_epoch_started_at };
+    if own_epoch != epoch.number {
+        // This node has not noticed the epoch yet.
+        counted_until = counted_until.min(epoch.started_at);
+    }
+    // A gap in the future was before the clock was set back, so before this epoch.
+    let now = clock.now() + MAX_DISAGREEMENT;
+    let usage_gap_at = row.usage_gap_at.filter(|lost| *lost <= now);
+    Ok(UsageWatermark { counted_until, usage_gap_at, clock_epoch: Some(epoch) })
 }
 
 /// Returns the evidence of the last verdict that a key is safe to revoke, if there is one.
@@ -47,8 +72,8 @@ pub async fn get_quiet_confirmation(
     id: ApiKeyId,
 ) -> Result<Option<QuietEvidence>, StoreError> {
     let row = sqlx::query!(
-        r#"SELECT successor_id AS "successor: ApiKeyId", quiet_since, quiet_until FROM quiet_confirmations
-           WHERE workspace_id = $1 AND key_id = $2"#,
+        r#"SELECT successor_id AS "successor: ApiKeyId", total_requests, quiet_since, quiet_until
+           FROM quiet_confirmations WHERE workspace_id = $1 AND key_id = $2"#,
         workspace.uuid(),
         id.uuid(),
     )
@@ -56,12 +81,13 @@ pub async fn get_quiet_confirmation(
     .await?;
     Ok(row.map(|row| QuietEvidence {
         successor: row.successor,
+        total_requests: row.total_requests,
         quiet: QuietPeriod { since: row.quiet_since, until: row.quiet_until },
     }))
 }
 
-/// Stores the evidence of a verdict. It replaces earlier evidence unless that has a later quiet
-/// period.
+/// Stores the evidence of a verdict. It replaces earlier evidence unless that was stored after more
+/// requests.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
@@ -72,15 +98,17 @@ pub async fn store_quiet_confirmation(
     confirmation: QuietEvidence,
 ) -> Result<(), StoreError> {
     sqlx::query!(
-        "INSERT INTO quiet_confirmations AS stored (workspace_id, key_id, successor_id, quiet_since, quiet_until)
-         VALUES ($1, $2, $3, $4, $5)
+        "INSERT INTO quiet_confirmations AS stored
+             (workspace_id, key_id, successor_id, total_requests, quiet_since, quiet_until)
+         VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (workspace_id, key_id) DO UPDATE SET
-             successor_id = excluded.successor_id, quiet_since = excluded.quiet_since,
-             quiet_until = excluded.quiet_until
-         WHERE stored.quiet_since <= excluded.quiet_since",
+             successor_id = excluded.successor_id, total_requests = excluded.total_requests,
+             quiet_since = excluded.quiet_since, quiet_until = excluded.quiet_until
+         WHERE stored.total_requests <= excluded.total_requests",
         workspace.uuid(),
         id.uuid(),
         confirmation.successor.map(Id::uuid),
+        confirmation.total_requests,
         confirmation.quiet.since,
         confirmation.quiet.until,
     )
@@ -101,9 +129,12 @@ pub async fn get_traffic(
 ) -> Result<Option<KeyTraffic>, StoreError> {
     let row = sqlx::query!(
         r#"SELECT k.name, k.created_at, a.first_used_at AS "first_used_at?",
-                  a.last_used_at AS "last_used_at?",
+                  a.last_used_at AS "last_used_at?", a.last_used_epoch AS "last_used_epoch?",
+                  a.total_requests AS "total_requests?",
                   a.last_success_id AS "last_success_id?: EventId",
+                  a.last_success_epoch AS "last_success_epoch?",
                   a.last_failure_id AS "last_failure_id?: EventId",
+                  a.last_failure_epoch AS "last_failure_epoch?",
                   k.disabled_at, k.revoked_at,
                   (SELECT coalesce(sum(m.requests), 0)::bigint FROM key_usage_minutes m
                    WHERE m.key_id = k.id AND m.minute >= $3) AS "requests!"
@@ -116,14 +147,17 @@ pub async fn get_traffic(
     .fetch_optional(tx.conn())
     .await?;
     let Some(row) = row else { return Ok(None) };
+    let position = |(clock_epoch, id)| EventPosition { clock_epoch, id };
     Ok(Some(KeyTraffic {
         id,
         name: row.name,
         created_at: row.created_at,
         first_used_at: row.first_used_at,
         last_used_at: row.last_used_at,
-        last_success: row.last_success_id,
-        last_failure: row.last_failure_id,
+        last_used_epoch: row.last_used_epoch.unwrap_or_default(),
+        total_requests: row.total_requests.unwrap_or_default(),
+        last_success: row.last_success_epoch.zip(row.last_success_id).map(position),
+        last_failure: row.last_failure_epoch.zip(row.last_failure_id).map(position),
         status: KeyStatus::of_times(row.disabled_at, row.revoked_at),
         requests_last_hour: row.requests,
         clients_last_hour: list_clients_since(tx, workspace, id, hour_ago).await?,

@@ -204,7 +204,7 @@ async fn late_registration_acknowledges_nothing_for_the_node() {
     let mut tx = sql.begin().await.unwrap();
     tx.execute("UPDATE api_keys SET revoked_at = now()").await.unwrap();
     tx.execute("SET CONSTRAINTS ALL IMMEDIATE").await.unwrap();
-    tx.execute("SELECT register_node(id, 1, '1 second', now(), '1 hour', '') FROM nodes")
+    tx.execute("SELECT register_node(id, 1, '1 second', now(), NULL, '1 hour', '') FROM nodes")
         .await
         .unwrap();
     tx.commit().await.unwrap();

@@ -417,8 +417,9 @@ async fn prune_functions_delete_what_is_old() {
     execute(
         &app,
         "UPDATE used_webauthn_challenges SET id = uuidv7_lower_bound(now() - interval '2 days');
-         INSERT INTO api_key_activity (key_id, workspace_id, last_used_at, total_requests)
-             SELECT id, workspace_id, now() - interval '2000 days', 1 FROM api_keys
+         INSERT INTO api_key_activity (key_id, workspace_id, last_used_at, total_requests,
+                                       last_used_epoch, last_success_epoch, last_failure_epoch)
+             SELECT id, workspace_id, now() - interval '2000 days', 1, 0, 0, 0 FROM api_keys
          ON CONFLICT (key_id) DO UPDATE SET last_used_at = excluded.last_used_at",
     )
     .await;

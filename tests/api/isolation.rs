@@ -64,8 +64,9 @@ async fn populate(app: &TestApp, person: &TestUser) {
     for (sql, id) in [
         ("INSERT INTO wallet_transactions VALUES ($2, $1, 'top_up', 1, 'x', now())", workspace),
         (
-            "INSERT INTO quiet_confirmations (workspace_id, key_id, quiet_since, quiet_until)
-             VALUES ($1, $2, now(), now())",
+            "INSERT INTO quiet_confirmations
+                 (workspace_id, key_id, total_requests, quiet_since, quiet_until)
+             VALUES ($1, $2, 0, now(), now())",
             key,
         ),
     ] {

@@ -262,7 +262,7 @@ async fn injected_registration_does_not_keep_discarded_key() {
     let app = start(cluster().database().await, &prepared(&sink)).await;
     let app = start(app.stop().await, &rotated(&sink)).await;
     let inject = "SET ROLE call2me_auth_app;
-                  SELECT register_node(gen_random_uuid(), 1, '1 day', now(), '1 day', id)
+                  SELECT register_node(gen_random_uuid(), 1, '1 day', now(), NULL, '1 day', id)
                   FROM list_context_keys() AS id;
                   RESET ROLE";
     app.database.connect().await.execute(inject).await.unwrap();

@@ -131,7 +131,7 @@ async fn hanging_sealer_does_not_block_other_nodes() {
     let store =
         Store::connect(&url, None, &pool, lease, context_key().into(), &clock).await.unwrap();
     let hanging = loop {
-        if let Some(mut sealing) = store.begin_sealing().await.unwrap() {
+        if let Some(mut sealing) = store.begin_sealing(None).await.unwrap() {
             sealing.list_entries_after(0, &[], 10, 10).await.unwrap();
             break sealing;
         }
@@ -142,7 +142,7 @@ async fn hanging_sealer_does_not_block_other_nodes() {
     let mut connection = cluster.connect().await;
     wait_until_sealed(&mut connection).await;
     // The hanging node can no longer commit.
-    let result = hanging.seal(time::OffsetDateTime::UNIX_EPOCH, &[], &[]).await;
+    let result = hanging.seal(time::OffsetDateTime::UNIX_EPOCH, None, &[], &[]).await;
     assert!(result.is_err());
     assert_counted(&mut connection, &key).await;
 }

@@ -503,8 +503,8 @@ impl ApiKeys {
     ) -> Result<(), AuthError> {
         let key = store::api_keys::get(tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
-        let own_until = self.context.audit.written_until();
-        let report = self.build_rotation_report(tx, workspace, id, own_until).await?;
+        let watermark = self.context.audit.watermark();
+        let report = self.build_rotation_report(tx, workspace, id, watermark).await?;
         if key.status() != KeyStatus::Revoked && !report.safe_to_revoke {
             return Err(AuthError::KeyInUse(Box::new(report)));
         }
@@ -522,7 +522,7 @@ impl ApiKeys {
             return Err(AuthError::KeyInUse(Box::new(report)));
         }
         for key in made.api_keys.items {
-            let report = self.build_rotation_report(tx, workspace, key.id, own_until).await?;
+            let report = self.build_rotation_report(tx, workspace, key.id, watermark).await?;
             if !report.safe_to_revoke {
                 let reason = format!("the key {}, which it made: {}", key.id, report.reason);
                 return Err(AuthError::KeyInUse(Box::new(report.blocked(reason))));

@@ -5,7 +5,7 @@
 //! on all nodes are counted.
 
 use serde_json::json;
-use time::{Duration, OffsetDateTime};
+use time::Duration;
 
 use crate::{
     audit,
@@ -20,7 +20,7 @@ use crate::{
         audit::Action,
         id::{ApiKeyId, WorkspaceId},
         principal::Caller,
-        rotation::{KeyTraffic, RotationReport},
+        rotation::{KeyTraffic, NodeWatermark, RotationReport},
     },
     store::{self, AdminTx, Audited, Tx},
 };
@@ -127,10 +127,10 @@ impl ApiKeys {
         id: ApiKeyId,
     ) -> Result<RotationReport, AuthError> {
         // One snapshot, so that a page never shows a key both as unused and as in use.
-        let own_until = self.context.audit.written_until();
+        let watermark = self.context.audit.watermark();
         let workspace = caller.workspace();
         let mut tx = self.context.store.begin_snapshot(workspace).await?;
-        let report = self.build_rotation_report(&mut tx, workspace, id, own_until).await?;
+        let report = self.build_rotation_report(&mut tx, workspace, id, watermark).await?;
         drop(tx);
         if let Some(confirmation) = report.new_evidence {
             // Store the evidence before returning the verdict: reports of other nodes rely on it
@@ -143,18 +143,18 @@ impl ApiKeys {
         Ok(report)
     }
 
-    /// Builds a report on a key and its active successor from the counts of all nodes. `own_until`
-    /// is this node's audit watermark, read before the transaction started: this node has written
-    /// all uses before it.
+    /// Builds a report on a key and its active successor from the counts of all nodes. `watermark`
+    /// is that of this node, read before the transaction started.
     pub(in crate::auth) async fn build_rotation_report(
         &self,
         tx: &mut Tx,
         workspace: WorkspaceId,
         id: ApiKeyId,
-        own_until: OffsetDateTime,
+        watermark: NodeWatermark,
     ) -> Result<RotationReport, AuthError> {
         // Read this first: everything read after it contains at least the uses up to that time.
-        let coverage = store::usage::usage_watermark(tx, self.node_id, own_until).await?;
+        let clock = &*self.context.env.clock;
+        let coverage = store::usage::usage_watermark(tx, self.node_id, watermark, clock).await?;
         let key = store::api_keys::get(tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
         let old =
