@@ -43,7 +43,7 @@ CREATE FUNCTION reserve_sign_in_attempt(
         INSERT INTO sign_in_failures AS f (account_digest, subnet, failed_attempts, last_failed_at)
         VALUES (p_account_digest, p_subnet, 1, p_now)
         ON CONFLICT (account_digest, subnet) DO UPDATE
-            SET failed_attempts = p_observed + 1, last_failed_at = greatest(f.last_failed_at, p_now)
+            SET failed_attempts = p_observed + 1, last_failed_at = p_now
             WHERE CASE WHEN f.last_failed_at <= p_expired_until THEN 0 ELSE f.failed_attempts END
                   = p_observed;
         RETURN FOUND;
@@ -76,7 +76,7 @@ CREATE FUNCTION record_foreign_sign_in_failure(
         ON CONFLICT (account_digest) DO UPDATE
             SET failed_attempts = CASE WHEN f.last_failed_at <= p_expired_until THEN 1
                                        ELSE f.failed_attempts + 1 END,
-                last_failed_at = greatest(f.last_failed_at, p_now);
+                last_failed_at = p_now;
         UPDATE foreign_sign_in_failures f SET notified_at = p_now
         WHERE f.account_digest = p_account_digest AND f.failed_attempts >= p_threshold
           AND (f.notified_at IS NULL OR f.notified_at < p_notified_before);

@@ -8,10 +8,13 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Audited, Store, StoreError, Tx, context::ContextIds};
-use crate::model::{
-    id::{ClientId, GrantId, Id},
-    oauth::device::{DeviceDecision, DeviceState, INITIAL_POLL_SECONDS, PolledAuthorization},
-    scope::Scope,
+use crate::{
+    env::Clock,
+    model::{
+        id::{ClientId, GrantId, Id},
+        oauth::device::{DeviceDecision, DeviceState, INITIAL_POLL_SECONDS, PolledAuthorization},
+        scope::Scope,
+    },
 };
 
 /// A device authorization to be stored.
@@ -124,15 +127,16 @@ impl Store {
         &self,
         id: Uuid,
         client: ClientId,
-        now: OffsetDateTime,
+        clock: &dyn Clock,
     ) -> Result<DeviceState, StoreError> {
         let mut tx = self.open_transaction("BEGIN", ContextIds::default()).await?;
         let Some(device) = lock(&mut tx, id, client).await? else {
             return Ok(DeviceState::Unknown);
         };
-        let state = device.state(now);
+        let since_poll = device.last_polled_at.map(|last| clock.elapsed_since(last));
+        let state = device.state(clock.now(), since_poll);
         if let Some(seconds) = device.next_poll_seconds(state) {
-            record_poll(&mut tx, id, now, seconds).await?;
+            record_poll(&mut tx, id, clock.now(), seconds).await?;
             tx.commit(Audited::exempt("polls are not audited"))
                 .await?
                 .unfenced("a poll, which no node caches");

@@ -79,9 +79,12 @@ impl Passwords {
         let store = &self.context.store;
         for _ in 0..MAX_RESERVATIONS {
             let state = store.get_sign_in_state(email, request.ip).await?;
-            let now = self.context.env.clock.now();
+            let clock = &self.context.env.clock;
+            let now = clock.now();
             let failed = state.failed.filter(|failed| !failed.are_expired(now));
-            let pause = failed.map(|failed| failed.remaining_pause(now)).unwrap_or_default();
+            let pause = failed.map_or(Duration::ZERO, |failed| {
+                failed.remaining_pause(clock.elapsed_since(failed.last_at))
+            });
             if !pause.is_zero() {
                 return Err(too_many_attempts(pause));
             }

@@ -2,7 +2,8 @@
 //!
 //! A refresh token works once. A retry within a few seconds, after a lost response or from a second
 //! tab, gets the same successor. Any other use of an old token is a reuse: two parties hold tokens
-//! of this session and one of them may be a thief, so the session ends.
+//! of this session and one of them may be a thief, so the session ends. A change of PostgreSQL's
+//! clock must not turn a retry into a reuse, so only time that has certainly passed counts.
 
 use std::sync::Arc;
 
@@ -101,15 +102,15 @@ impl Sessions {
         let Some(generation) = token.verify(seed) else {
             return TokenStatus::Invalid;
         };
-        let since_refresh = now - state.refreshed_at;
         if state.is_ended || now >= state.expires_at || generation > state.generation {
             return TokenStatus::Invalid;
         }
         if generation == state.generation {
-            let is_active = since_refresh < self.idle_timeout;
+            let is_active = now - state.refreshed_at < self.idle_timeout;
             return if is_active { TokenStatus::Current } else { TokenStatus::Invalid };
         }
         let is_predecessor = generation + 1 == state.generation;
+        let since_refresh = self.context.env.clock.elapsed_since(state.refreshed_at);
         if is_predecessor && since_refresh <= self.refresh_retry_window {
             TokenStatus::Retry
         } else {

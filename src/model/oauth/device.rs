@@ -1,6 +1,8 @@
 //! The state of a device authorization, as its client polls it (RFC 8628, section 3.5).
 
-use time::{Duration, OffsetDateTime};
+use std::time::Duration;
+
+use time::OffsetDateTime;
 
 use crate::model::id::GrantId;
 
@@ -51,15 +53,16 @@ pub enum DeviceState {
 }
 
 impl PolledAuthorization {
-    /// Returns the state at a poll. An approval has no deadline here: the grant has its own.
+    /// Returns the state at a poll, with the time since the last one. An approval has no deadline
+    /// here: the grant has its own.
     #[must_use]
-    pub fn state(&self, now: OffsetDateTime) -> DeviceState {
-        let is_early = |last| now < last + Duration::seconds(self.poll_seconds.into());
+    pub fn state(&self, now: OffsetDateTime, since_poll: Option<Duration>) -> DeviceState {
+        let is_early = |passed| passed < Duration::from_secs(self.poll_seconds.into());
         match self.decision {
             Some(DeviceDecision::Denied) => DeviceState::Denied,
             Some(DeviceDecision::Approved(grant)) => DeviceState::Approved(grant),
             None if self.expires_at <= now => DeviceState::Expired,
-            None if self.last_polled_at.is_some_and(is_early) => DeviceState::SlowDown,
+            None if since_poll.is_some_and(is_early) => DeviceState::SlowDown,
             None => DeviceState::Pending,
         }
     }
@@ -90,7 +93,7 @@ mod tests {
 
     fn pending() -> PolledAuthorization {
         PolledAuthorization {
-            expires_at: START + Duration::minutes(15),
+            expires_at: START + Duration::from_mins(15),
             poll_seconds: INITIAL_POLL_SECONDS,
             last_polled_at: None,
             decision: None,
@@ -99,13 +102,12 @@ mod tests {
 
     #[test]
     fn first_poll_is_never_too_early() {
-        assert_eq!(pending().state(START), DeviceState::Pending);
+        assert_eq!(pending().state(START, None), DeviceState::Pending);
     }
 
     #[test]
     fn poll_within_interval_is_slowed_down() {
-        let polled = PolledAuthorization { last_polled_at: Some(START), ..pending() };
-        let at = |seconds| polled.state(START + Duration::seconds(seconds));
+        let at = |seconds| pending().state(START, Some(Duration::from_secs(seconds)));
         assert_eq!([0, 4].map(at), [DeviceState::SlowDown; 2]);
         assert_eq!([5, 6].map(at), [DeviceState::Pending; 2]);
     }
@@ -113,11 +115,11 @@ mod tests {
     #[test]
     fn authorization_expires_unless_it_was_decided() {
         let (end, grant) = (pending().expires_at, GrantId::from(Uuid::from_u128(1)));
-        assert_eq!(pending().state(end - Duration::NANOSECOND), DeviceState::Pending);
-        assert_eq!(pending().state(end), DeviceState::Expired);
+        assert_eq!(pending().state(end - Duration::from_nanos(1), None), DeviceState::Pending);
+        assert_eq!(pending().state(end, None), DeviceState::Expired);
         let decided = |decision| {
             let decision = Some(decision);
-            PolledAuthorization { decision, last_polled_at: Some(end), ..pending() }.state(end)
+            PolledAuthorization { decision, ..pending() }.state(end, Some(Duration::ZERO))
         };
         assert_eq!(decided(DeviceDecision::Denied), DeviceState::Denied);
         assert_eq!(decided(DeviceDecision::Approved(grant)), DeviceState::Approved(grant));

@@ -48,8 +48,8 @@ impl TokenEndpoint {
         device: Uuid,
         client: &AuthenticatedClient,
     ) -> Result<GrantId, OAuthError> {
-        let (store, now) = (&self.context.store, self.context.env.clock.now());
-        let (code, why) = match store.poll_device_authorization(device, client.id, now).await? {
+        let (store, clock) = (&self.context.store, &*self.context.env.clock);
+        let (code, why) = match store.poll_device_authorization(device, client.id, clock).await? {
             DeviceState::Approved(grant) => return Ok(grant),
             DeviceState::Unknown => {
                 return Err(InvalidGrant::DeviceCode(DeviceCodeFault::Unknown).into());
