@@ -10,10 +10,10 @@ CREATE TABLE email_outbox (
     -- 'workspace': a change in a workspace. 'invitation': an invitation to one.
     class text NOT NULL
         CHECK (class IN ('verification', 'reset', 'account', 'workspace', 'invitation')),
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    created_at timestamptz NOT NULL DEFAULT database_time(),
     attempts integer NOT NULL DEFAULT 0,
     -- Also the end of the lease of the node that is sending it.
-    next_attempt_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    next_attempt_at timestamptz NOT NULL DEFAULT database_time()
 );
 -- In the order of claims: the members of a workspace cause emails of the last two classes at will,
 -- so these wait for all others.
@@ -46,7 +46,7 @@ CREATE FUNCTION charge_email(p_recipient text, p_class text) RETURNS boolean
         maximum CONSTANT integer :=
             CASE p_class WHEN 'verification' THEN 5 WHEN 'account' THEN 20 WHEN 'workspace' THEN 20
             END;
-        hour_ago CONSTANT timestamptz := clock_timestamp() - interval '1 hour';
+        hour_ago CONSTANT timestamptz := database_time() - interval '1 hour';
     BEGIN
         IF p_class IN ('account', 'workspace') AND EXISTS (
             SELECT FROM users WHERE normalized_email = p_recipient AND email_verified_at IS NULL)
@@ -56,7 +56,7 @@ CREATE FUNCTION charge_email(p_recipient text, p_class text) RETURNS boolean
         IF maximum IS NULL THEN
             RETURN true;
         END IF;
-        INSERT INTO email_counts AS counted VALUES (p_recipient, p_class, clock_timestamp(), 1)
+        INSERT INTO email_counts AS counted VALUES (p_recipient, p_class, database_time(), 1)
         ON CONFLICT (recipient, class) DO UPDATE
             SET since = CASE WHEN counted.since > hour_ago THEN counted.since
                              ELSE excluded.since END,
@@ -66,10 +66,12 @@ CREATE FUNCTION charge_email(p_recipient text, p_class text) RETURNS boolean
     END
     $$;
 
--- Claims emails that are due. No other node claims them until `p_lease` ends. Emails that must not
--- be sent are deleted and returned with `is_dropped`. They are counted at the first attempt, in the
--- order of their addresses, so that nodes do not wait for each other.
-CREATE FUNCTION claim_emails(p_limit integer, p_lease interval)
+-- Claims emails that are due. No other node claims them until `p_lease` ends. No pause is longer
+-- than `p_max_pause`: an email that is to wait for longer was stored before the clock was set back,
+-- and is due. Emails that must not be sent are deleted and returned with `is_dropped`. They are
+-- counted at the first attempt, in the order of their addresses, so that nodes do not wait for each
+-- other.
+CREATE FUNCTION claim_emails(p_limit integer, p_lease interval, p_max_pause interval)
     RETURNS TABLE (id uuid, message jsonb, attempts integer, is_dropped boolean)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -79,7 +81,9 @@ CREATE FUNCTION claim_emails(p_limit integer, p_lease interval)
     BEGIN
         FOR due IN
             WITH locked AS (
-                SELECT e.* FROM email_outbox e WHERE e.next_attempt_at <= clock_timestamp()
+                SELECT e.* FROM email_outbox e
+                WHERE e.next_attempt_at <= database_time()
+                   OR e.next_attempt_at > database_time() + p_max_pause
                 ORDER BY (e.class IN ('workspace', 'invitation')), e.next_attempt_at
                 LIMIT p_limit FOR UPDATE SKIP LOCKED)
             SELECT * FROM locked ORDER BY recipient, class, created_at
@@ -90,7 +94,7 @@ CREATE FUNCTION claim_emails(p_limit integer, p_lease interval)
             ELSE
                 RETURN QUERY
                     UPDATE email_outbox e
-                    SET attempts = e.attempts + 1, next_attempt_at = clock_timestamp() + p_lease
+                    SET attempts = e.attempts + 1, next_attempt_at = database_time() + p_lease
                     WHERE e.id = due.id
                     RETURNING e.id, e.message, e.attempts, false;
             END IF;
@@ -100,7 +104,7 @@ CREATE FUNCTION claim_emails(p_limit integer, p_lease interval)
 
 CREATE FUNCTION postpone_email(p_id uuid, p_delay interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ UPDATE email_outbox SET next_attempt_at = clock_timestamp() + p_delay WHERE id = p_id $$;
+    AS $$ UPDATE email_outbox SET next_attempt_at = database_time() + p_delay WHERE id = p_id $$;
 
 CREATE FUNCTION delete_email(p_id uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
@@ -110,9 +114,10 @@ CREATE FUNCTION delete_email(p_id uuid) RETURNS void
 CREATE FUNCTION prune_emails() RETURNS bigint
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM email_counts WHERE since < now() - interval '1 hour';
+        DELETE FROM email_counts WHERE since < (SELECT database_time()) - interval '1 hour';
         WITH deleted AS (
-            DELETE FROM email_outbox WHERE created_at < now() - interval '1 day' RETURNING id)
+            DELETE FROM email_outbox
+            WHERE created_at < (SELECT database_time()) - interval '1 day' RETURNING id)
         SELECT count(*) FROM deleted
     $$;
 

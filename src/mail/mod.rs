@@ -149,7 +149,7 @@ impl Mailer {
                 return Ok(());
             }
             let claimed_at = Instant::now();
-            let claimed = self.store.claim_mails(BATCH, LEASE).await?;
+            let claimed = self.store.claim_mails(BATCH, LEASE, MAX_PAUSE).await?;
             let has_more = claimed.len() == BATCH as usize;
             let mut claimed = claimed.into_iter();
             for mail in claimed.by_ref() {

@@ -61,7 +61,7 @@ impl Store {
     }
 
     /// Claims up to `limit` emails that are due: those that a user waits for or needs first. No
-    /// other node sends them until `lease` ends.
+    /// other node sends them until `lease` ends. No email is postponed for longer than `max_pause`.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -69,13 +69,15 @@ impl Store {
         &self,
         limit: u32,
         lease: Duration,
+        max_pause: Duration,
     ) -> Result<Vec<ClaimedMail>, StoreError> {
         let rows = sqlx::query!(
             r#"SELECT id AS "id!", message::text AS "message!", attempts AS "attempts!",
                       is_dropped AS "is_dropped!"
-               FROM claim_emails($1, $2)"#,
+               FROM claim_emails($1, $2, $3)"#,
             i32::try_from(limit).unwrap_or(i32::MAX),
             interval(lease),
+            interval(max_pause),
         )
         .fetch_all(&self.pools.background())
         .await?;

@@ -363,7 +363,7 @@ async fn links_and_warnings_are_sent_first() {
     let forgot = app.post("/v1/auth/password/forgot").json(json!({ "email": sam.email }));
     assert_eq!(forgot.send().await.status, 202);
     let mut connection = app.database.connect().await;
-    let claim = "SELECT message ->> 'kind' FROM claim_emails(3, '1 hour')";
+    let claim = "SELECT message ->> 'kind' FROM claim_emails(3, '1 hour', '1 hour')";
     let mut first: Vec<String> =
         sqlx::query_scalar(claim).fetch_all(&mut connection).await.unwrap();
     first.sort();
