@@ -203,6 +203,27 @@ impl Application {
         &self.app
     }
 
+    /// Checks that the clock of this machine is near that of PostgreSQL. The service uses that of
+    /// PostgreSQL, but one of the two is wrong, and clients compare the times in tokens with
+    /// theirs.
+    ///
+    /// # Errors
+    /// A message for the operator if the clocks differ by more than the setting allows.
+    pub fn check_clock(&self) -> Result<(), String> {
+        let (skew, max) =
+            (self.app.env.database_clock.skew(), self.settings.database.max_clock_skew);
+        if skew.unsigned_abs() <= max {
+            return Ok(());
+        }
+        let side = if skew.is_negative() { "behind" } else { "ahead of" };
+        Err(format!(
+            "the clock of this machine is {} s {side} that of PostgreSQL, more than \
+             database.max_clock_skew_seconds ({}): synchronize both clocks",
+            skew.unsigned_abs().as_secs_f64().round(),
+            max.as_secs(),
+        ))
+    }
+
     /// Serves until `stop` completes, then shuts down gracefully: requests in flight finish and
     /// queued audit events are written. A critical task that fails has the same effect.
     ///

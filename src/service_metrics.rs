@@ -11,7 +11,7 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::http::AppState;
+use crate::{env::Clock as _, http::AppState};
 
 /// Collects the metrics of a running service; none after it has stopped.
 pub(crate) struct ServiceCollector(pub(crate) Weak<AppState>);
@@ -34,6 +34,7 @@ impl Collector for ServiceCollector {
             "Remaining time of this node's lease, during which it may use its cache",
             lease,
         )?;
+        clock(writer, &app)?;
         let [requests, background] = app.store.pool_usage();
         let states = [
             (["requests", "busy"], ConstGauge::new(f64::from(requests.open - requests.idle))),
@@ -52,6 +53,15 @@ impl Collector for ServiceCollector {
         writer.counter("unread_responses_discarded", help, unread.discarded)?;
         limits(writer, &app)
     }
+}
+
+fn clock(writer: &mut MetricWriter<'_, '_>, app: &AppState) -> fmt::Result {
+    let clock = &app.env.database_clock;
+    let help = "Time by which the clock of this machine is ahead of that of PostgreSQL";
+    writer.gauge("clock_skew_seconds", help, clock.skew().as_seconds_f64())?;
+    let epoch = clock.epoch().map_or(0, |epoch| epoch.number.max(0).unsigned_abs());
+    let help = "Times that the clock of PostgreSQL has changed, or was not read by any node";
+    writer.counter("clock_changes", help, epoch)
 }
 
 fn caches(writer: &mut MetricWriter<'_, '_>, app: &AppState) -> fmt::Result {

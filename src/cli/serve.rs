@@ -10,6 +10,10 @@ pub(super) async fn run(settings: Settings) -> Result<(), String> {
     let listener = bind(settings.server.address, "server.address").await?;
     let is_unencrypted = settings.server.public_url.starts_with("http://");
     let application = Application::build(settings, Env::system()).await?;
+    if let Err(message) = application.check_clock() {
+        Box::pin(application.shut_down()).await;
+        return Err(message);
+    }
     if is_unencrypted {
         // RFC 8414, section 2, and OAuth 2.1, section 1.5, require https. Only a warning, since
         // this may be a trial, or TLS may be added by a proxy later.
@@ -19,7 +23,8 @@ pub(super) async fn run(settings: Settings) -> Result<(), String> {
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "serving");
     }
-    application.serve(listener, stop).await
+    // Boxed: the future would hold the application twice.
+    Box::pin(application.serve(listener, stop)).await
 }
 
 /// Binds the address before anything slow starts, so that an address in use is reported at once.

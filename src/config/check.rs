@@ -199,6 +199,7 @@ impl SettingsValidator<'_> {
         let max_connections = self.number("database.max_connections", 2, 10_000);
         let acquire_timeout = self.seconds("database.acquire_timeout_seconds", 60);
         let statement_timeout = self.seconds("database.statement_timeout_seconds", 600);
+        let max_clock_skew = self.seconds("database.max_clock_skew_seconds", 366 * 86_400);
         Some(Database {
             url: url?.into(),
             owner_url: Some(owner_url).filter(|url| !url.is_empty()).map(Into::into),
@@ -207,6 +208,7 @@ impl SettingsValidator<'_> {
                 acquire_timeout: acquire_timeout?,
                 statement_timeout: statement_timeout?,
             },
+            max_clock_skew: max_clock_skew?,
         })
     }
 

@@ -88,6 +88,8 @@ pub struct Database {
     pub owner_url: Option<SecretString>,
     /// The connection pool.
     pub pool: Pool,
+    /// Maximum difference between the clock of this machine and that of PostgreSQL at the start.
+    pub max_clock_skew: Duration,
 }
 
 /// Settings of the PostgreSQL connection pool.
