@@ -26,6 +26,7 @@ mod bad_input;
 mod cache_invalidation;
 mod calls;
 mod cli;
+mod clocks;
 mod contract;
 mod cors;
 mod credential_replacement;

@@ -31,13 +31,13 @@ pub async fn sign_in_with_password(app: &TestApp, user: &TestUser, password: &st
 }
 
 /// Signs in with the password and returns the `mfa_token` for the second step.
-async fn start_sign_in(app: &TestApp, user: &TestUser) -> String {
+pub async fn start_sign_in(app: &TestApp, user: &TestUser) -> String {
     let response = sign_in_with_password(app, user, PASSWORD).await;
     response.assert_error(401, "mfa_required");
     response.body["mfa_token"].as_str().unwrap().to_owned()
 }
 
-async fn verify_code(app: &TestApp, token: &str, code: &str) -> TestResponse {
+pub async fn verify_code(app: &TestApp, token: &str, code: &str) -> TestResponse {
     let body = json!({ "mfa_token": token, "code": code });
     app.post("/v1/auth/mfa/verify").json(body).send().await
 }
