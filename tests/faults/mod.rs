@@ -5,6 +5,7 @@
 //! condition and fail after a timeout that no machine needs.
 
 mod client_metadata_documents;
+mod clocks;
 mod database_clock;
 mod database_errors;
 mod descriptors;
