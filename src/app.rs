@@ -255,8 +255,6 @@ impl Application {
         descriptors::fit_connections(&mut settings, database_connections);
         self.app.limits.connect().await;
         self.start_background_tasks().await?;
-        let service = self.service.clone();
-        let handle = move |peer, request| service.clone().call(peer, request);
         let stop = async {
             tokio::select! {
                 () = stop => {}
@@ -264,7 +262,7 @@ impl Application {
             }
             self.app.shutdown.cancel();
         };
-        let served = Server::new(&settings, handle).run(listener, stop).await;
+        let served = Server::new(&settings, self.service.clone()).run(listener, stop).await;
         served.map_err(|error| format!("cannot accept connections: {error}"))
     }
 

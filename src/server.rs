@@ -6,12 +6,12 @@
 //! (`joined_writes.rs`), so clients that read the same static body share it. The kernel holds at
 //! most `MAX_UNSENT_BYTES` that it has not sent yet.
 
+mod connection_counts;
 pub(crate) mod descriptors;
 mod framing_check;
 mod joined_writes;
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     future::Future,
     io,
@@ -28,6 +28,7 @@ use axum::{
     http::{HeaderValue, header},
     response::Response,
 };
+use connection_counts::ConnectionCounts;
 use framing_check::FramingCheck;
 use http_body_util::BodyExt;
 use hyper::{
@@ -39,7 +40,6 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::{GracefulConnection, GracefulShutdown},
 };
-use ipnet::IpNet;
 use joined_writes::JoinedWrites;
 use socket2::SockRef;
 use tokio::{
@@ -51,7 +51,7 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error, warn};
 
-use crate::{config, model::address};
+use crate::config;
 
 /// Maximum size of a request's head, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -75,9 +75,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Minimum time between two log entries on failed accepts.
 const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// An HTTP server that calls a function with the peer's address and the request.
-pub struct Server<F> {
-    service: F,
+/// Responds to requests. Functions of these parameters do too.
+pub trait Respond: Clone + Send + Sync + 'static {
+    /// Responds to a request from the peer's address.
+    fn respond(
+        self,
+        peer: IpAddr,
+        request: Request,
+    ) -> impl Future<Output = Response> + Send + 'static;
+}
+
+impl<F, A> Respond for F
+where
+    F: Fn(IpAddr, Request) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Response> + Send + 'static,
+{
+    fn respond(
+        self,
+        peer: IpAddr,
+        request: Request,
+    ) -> impl Future<Output = Response> + Send + 'static {
+        self(peer, request)
+    }
+}
+
+/// An HTTP server for one service.
+pub struct Server<S> {
+    service: S,
     http: http1::Builder,
     /// One for each connection.
     permits: Arc<Semaphore>,
@@ -87,14 +111,10 @@ pub struct Server<F> {
     accept_failures: Mutex<FailureLog>,
 }
 
-impl<F, A> Server<F>
-where
-    F: Fn(IpAddr, Request) -> A + Clone + Send + Sync + 'static,
-    A: Future<Output = Response> + Send + 'static,
-{
+impl<S: Respond> Server<S> {
     /// Creates a server with the limits and timeouts of `[server]`.
     #[must_use]
-    pub fn new(settings: &config::Server, service: F) -> Self {
+    pub fn new(settings: &config::Server, service: S) -> Self {
         Self {
             service,
             http: http_builder(settings.header_timeout),
@@ -156,7 +176,7 @@ where
     }
 
     /// Accepts a connection; returns it with its permits, to hold until it is closed.
-    async fn accept(&self, listener: &TcpListener) -> (TcpStream, IpAddr, impl Send + use<F, A>) {
+    async fn accept(&self, listener: &TcpListener) -> (TcpStream, IpAddr, impl Send + use<S>) {
         loop {
             // Acquire the permit first: beyond the limit, connections wait in the kernel's queue.
             let permit = Arc::clone(&self.permits).acquire_owned().await;
@@ -192,7 +212,7 @@ where
         &self,
         stream: TcpStream,
         peer: IpAddr,
-    ) -> impl GracefulConnection<Error = hyper::Error> + use<F, A> {
+    ) -> impl GracefulConnection<Error = hyper::Error> + use<S> {
         stream.set_nodelay(true).ok();
         let service = self.service.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -202,7 +222,7 @@ where
             let expects_continue = request.headers().contains_key(header::EXPECT);
             let (body_return, mut unread) = oneshot::channel();
             let request: Request = request.map(|body| ReturningBody::wrap(body, body_return));
-            let response = service(peer, request);
+            let response = service.clone().respond(peer, request);
             async move {
                 let mut response = response.await;
                 // If the response closes the connection, its body need not be read.
@@ -334,55 +354,6 @@ impl FailureLog {
 fn log_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
         error!(%error, "a connection panicked");
-    }
-}
-
-/// The number of connections of each client (IPv6: each /64).
-struct ConnectionCounts {
-    counts: Arc<Mutex<HashMap<IpNet, usize>>>,
-    max: usize,
-    trusted: Vec<IpNet>,
-}
-
-/// A counted connection of a client; dropping it decrements the count.
-struct ConnectionPermit {
-    counts: Arc<Mutex<HashMap<IpNet, usize>>>,
-    client: IpNet,
-}
-
-impl ConnectionCounts {
-    fn new(settings: &config::Server) -> Self {
-        Self {
-            counts: Arc::default(),
-            max: settings.max_connections_per_address,
-            trusted: settings.trusted_proxies.clone(),
-        }
-    }
-
-    /// Counts a connection; `None` if the client has reached its limit.
-    fn admit(&self, ip: IpAddr) -> Option<ConnectionPermit> {
-        let ip = ip.to_canonical();
-        let client = address::client_subnet(ip);
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(client).or_default();
-        // A trusted proxy carries the connections of many clients.
-        if *count >= self.max && !self.trusted.iter().any(|net| net.contains(&ip)) {
-            return None;
-        }
-        *count += 1;
-        Some(ConnectionPermit { counts: Arc::clone(&self.counts), client })
-    }
-}
-
-impl Drop for ConnectionPermit {
-    fn drop(&mut self) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.client);
-            }
-        }
     }
 }
 

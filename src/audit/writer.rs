@@ -1,12 +1,14 @@
-//! The audit writer: a bounded queue of events, and the task that inserts them in batches.
+//! The audit writer: a bounded queue of events of requests, and the task that inserts them in
+//! batches. The events of changes are inserted by `store/audit.rs`, in the transaction of the
+//! change.
 //!
 //! An event that has a [`AuditPermit`] is written even if PostgreSQL is unavailable for a long
 //! time. When the queue is full, no permit is available and the request must be refused: nothing
 //! happens without its event.
 //!
-//! Only data that PostgreSQL refuses is lost (SQLSTATE classes 22 and 23), one event at a time. On
-//! every other error the events wait, and are tried again: a connection is lost, a right or a table
-//! is missing, a disk is full. Meanwhile the node is not ready ([`AuditWriter::is_stalled`]).
+//! Only data that PostgreSQL refuses is lost (SQLSTATE classes 22, 23 and 54), one event at a time.
+//! On every other error the events wait, and are tried again: a connection is lost, a right or a
+//! table is missing, a disk is full. Meanwhile the node is not ready ([`AuditWriter::is_stalled`]).
 //!
 //! The queue is here, the task in `batches.rs`, its counters in `counts.rs`.
 

@@ -11,10 +11,10 @@ use axum::{http::Method, routing::MethodRouter};
 use super::{
     App,
     api::{
-        agents, api_keys, audit_export, audit_log, audit_stream, auth, branding, calls, campaigns,
-        invitations, key_revocation, key_rotation, key_usage, knowledge_base, members, mfa,
-        oauth_clients, oauth_grants, passkeys, passwords, sessions, users, verify, wallet,
-        workspace, workspaces,
+        api_keys, audit_export, audit_log, audit_stream, auth, branding,
+        documents::{agents, calls, campaigns, knowledge_base},
+        invitations, key_revocation, key_rotation, key_usage, members, mfa, oauth_clients,
+        oauth_grants, passkeys, passwords, sessions, users, verify, wallet, workspace, workspaces,
     },
     endpoint::Endpoint,
     extract::{

@@ -791,7 +791,8 @@ async fn times_that_no_node_can_read_are_refused() {
     let app = TestApp::start().await;
     let (mallory, key) = register_writer(&app).await;
     let (key, workspace) = (format!("'{key}'"), workspace_of(&mallory));
-    let lease = format!("SELECT register_node('{AN_ID}', 1, '9999 years', now(), '1 day', 'x')");
+    let lease =
+        format!("SELECT register_node('{AN_ID}', 1, '9999 years', now(), NULL, '1 day', 'x')");
     let mut statements = vec![lease];
     for time in ["infinity", "-infinity", "20000-01-01", "9999-12-31", "0044-03-15 BC"] {
         for column in [
@@ -1217,8 +1218,9 @@ async fn rows_naming_foreign_api_key_do_not_disturb_its_workspace() {
         ),
         format!("UPDATE memberships SET role_set_by_key_id = '{theirs}'"),
         format!(
-            "INSERT INTO quiet_confirmations (key_id, workspace_id, quiet_since, quiet_until)
-             VALUES ('{theirs}', '{own}', now(), now())"
+            "INSERT INTO quiet_confirmations (key_id, workspace_id, total_requests, quiet_since,
+                                              quiet_until)
+             VALUES ('{theirs}', '{own}', 0, now(), now())"
         ),
     ] {
         tx.execute(AssertSqlSafe(sql)).await.unwrap();
@@ -1226,8 +1228,9 @@ async fn rows_naming_foreign_api_key_do_not_disturb_its_workspace() {
     tx.commit().await.unwrap();
     let mut tx = injection.begin_as(&acme).await;
     let confirm = format!(
-        "INSERT INTO quiet_confirmations (key_id, workspace_id, quiet_since, quiet_until)
-         VALUES ('{theirs}', '{}', now(), now())
+        "INSERT INTO quiet_confirmations (key_id, workspace_id, total_requests, quiet_since,
+                                              quiet_until)
+         VALUES ('{theirs}', '{}', 0, now(), now())
          ON CONFLICT (workspace_id, key_id) DO UPDATE SET quiet_until = excluded.quiet_until",
         workspace_of(&acme)
     );

@@ -10,14 +10,15 @@ use std::{
 use crate::fixture::files_in;
 
 /// Layers of modules from the top down. A module may import from its own layer and lower ones.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["main", "cli"],
-    &["app", "maintenance", "schema_check", "server", "service_metrics"],
+    &["app", "maintenance", "schema_check", "service_metrics"],
     &["http"],
     &["oauth"],
     &["auth", "resources", "audit", "idempotency", "limit", "mail"],
     &["cache_invalidation"],
     &["store"],
+    &["server"],
     &["config", "telemetry"],
     &["metrics", "tasks"],
     &["model", "env", "keyed_semaphores"],

@@ -3,11 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
-use call2me_auth::http::{
-    endpoint::Endpoint,
-    extract::{AccessRule, Open, Public},
-    middleware::{HttpService, OpenRouteCeiling, protect_route},
-    route_types::Route,
+use call2me_auth::{
+    http::{
+        endpoint::Endpoint,
+        extract::{AccessRule, Open, Public},
+        middleware::{HttpService, OpenRouteCeiling, protect_route},
+        route_types::Route,
+    },
+    server::Respond as _,
 };
 use serde_json::json;
 use sqlx::{Connection, Executor};
@@ -155,7 +158,7 @@ async fn panic_is_500_with_usual_error_body() {
         .body(axum::body::Body::empty())
         .unwrap();
     let service = HttpService::new(Arc::clone(&app.app), router);
-    let response = service.call([127, 0, 0, 1].into(), request).await;
+    let response = service.respond([127, 0, 0, 1].into(), request).await;
     assert_eq!(response.status(), 500);
     let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

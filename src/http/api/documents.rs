@@ -1,4 +1,4 @@
-//! The five routes that agents, calls, knowledge bases and campaigns share.
+//! Routes of agents, calls, knowledge bases and campaigns, which share five handlers.
 //!
 //! Each kind is a JSON document in the store. `document_routes!` defines the handlers of a kind,
 //! with its own types in the OpenAPI document; the functions here do the work. The rules of each
@@ -131,8 +131,8 @@ macro_rules! document_routes {
             caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             query: crate::http::extract::Query,
-        ) -> super::ApiResult<super::documents::RawJson> {
-            super::documents::list(&app, &caller, $kind, $plural, &query).await
+        ) -> super::ApiResult<super::RawJson> {
+            super::list(&app, &caller, $kind, $plural, &query).await
         }
 
         #[doc = $create_summary]
@@ -144,7 +144,7 @@ macro_rules! document_routes {
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             creation: crate::http::extract::IdempotentJson<crate::model::fields::Fields>,
         ) -> super::ApiResult<super::IdempotentCreated> {
-            super::documents::create(&app, &caller, $kind, $path, creation).await
+            super::create(&app, &caller, $kind, $path, creation).await
         }
 
         #[doc = $get_summary]
@@ -154,9 +154,9 @@ macro_rules! document_routes {
             caller: crate::http::extract::Authorized<crate::http::extract::ReadOnly>,
             axum::extract::State(app): axum::extract::State<crate::http::App>,
             crate::http::extract::PathId(id): crate::http::extract::PathId<$id>,
-        ) -> super::ApiResult<super::documents::RawJson> {
+        ) -> super::ApiResult<super::RawJson> {
             use crate::model::id::Id as _;
-            super::documents::get(&app, &caller, $kind, id.uuid()).await
+            super::get(&app, &caller, $kind, id.uuid()).await
         }
 
         #[doc = $update_summary]
@@ -170,9 +170,9 @@ macro_rules! document_routes {
             crate::http::extract::Json(body): crate::http::extract::Json<
                 crate::model::fields::Fields,
             >,
-        ) -> super::ApiResult<super::documents::RawJson> {
+        ) -> super::ApiResult<super::RawJson> {
             use crate::model::id::Id as _;
-            super::documents::update(&app, &caller, $kind, id.uuid(), body).await
+            super::update(&app, &caller, $kind, id.uuid(), body).await
         }
 
         #[doc = $delete_summary]
@@ -190,4 +190,90 @@ macro_rules! document_routes {
     };
 }
 
-pub(super) use document_routes;
+/// Routes of voice agents.
+pub mod agents {
+    use crate::{
+        http::dto::agents::{Agent, Agents, CreateAgent},
+        model::{document::DocumentKind, id::AgentId},
+    };
+
+    document_routes! {
+        kind: DocumentKind::Agent, id: AgentId, plural: "agents",
+        path: "/v1/agents", item: "/v1/agents/{id}",
+        create: CreateAgent, body: Agent, page: Agents,
+        parameters: (),
+        summaries: ["List agents", "Create an agent", "Get an agent", "Update an agent", "Delete an agent"],
+    }
+}
+
+/// Routes of phone calls, which can also be ended.
+pub mod calls {
+    use super::{ApiResult, RawJson};
+    use crate::{
+        http::{
+            App,
+            dto::calls::{Call, Calls, CreateCall},
+            extract::{Authorized, PathId, Write},
+        },
+        model::{
+            document::DocumentKind,
+            id::{AgentId, CallId, Id as _},
+        },
+    };
+
+    document_routes! {
+        kind: DocumentKind::Call, id: CallId, plural: "calls",
+        path: "/v1/calls", item: "/v1/calls/{id}",
+        create: CreateCall, body: Call, page: Calls,
+        parameters: (("agent_id" = Option<AgentId>, Query, description = "Only calls of this agent")),
+        summaries: ["List calls", "Place a call", "Get a call", "Update a call", "Delete a call"],
+    }
+
+    /// End a call
+    ///
+    /// Ending a call that has already ended changes nothing.
+    #[utoipa::path(post, path = "/v1/calls/{id}/end", tag = "Resources", params(("id" = CallId, Path)),
+        responses((status = 200, body = Call), (status = 404)))]
+    pub async fn end(
+        caller: Authorized<Write>,
+        axum::extract::State(app): axum::extract::State<App>,
+        PathId(id): PathId<CallId>,
+    ) -> ApiResult<RawJson> {
+        let call = app.resources.end_call(&caller, id.uuid()).await?;
+        Ok(RawJson::from_document(DocumentKind::Call, &call))
+    }
+}
+
+/// Routes of campaigns.
+pub mod campaigns {
+    use crate::{
+        http::dto::campaigns::{Campaign, Campaigns, CreateCampaign},
+        model::{document::DocumentKind, id::CampaignId},
+    };
+
+    document_routes! {
+        kind: DocumentKind::Campaign, id: CampaignId, plural: "campaigns",
+        path: "/v1/campaigns", item: "/v1/campaigns/{id}",
+        create: CreateCampaign, body: Campaign, page: Campaigns,
+        parameters: (),
+        summaries: ["List campaigns", "Create a campaign", "Get a campaign", "Update a campaign",
+                    "Delete a campaign"],
+    }
+}
+
+/// Routes of knowledge bases.
+pub mod knowledge_base {
+    use crate::{
+        http::dto::knowledge_bases::{CreateKnowledgeBase, KnowledgeBase, KnowledgeBases},
+        model::{document::DocumentKind, id::KnowledgeBaseId},
+    };
+
+    document_routes! {
+        kind: DocumentKind::KnowledgeBase, id: KnowledgeBaseId, plural: "knowledge_bases",
+        path: "/v1/knowledge-base", item: "/v1/knowledge-base/{id}",
+        create: CreateKnowledgeBase, body: KnowledgeBase, page: KnowledgeBases,
+        parameters: (),
+        summaries: ["List knowledge bases", "Create a knowledge base", "Get a knowledge base",
+                    "Update a knowledge base", "Delete a knowledge base"],
+    }
+}

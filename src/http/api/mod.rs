@@ -9,21 +9,17 @@
     reason = "the errors of a route are in the route table and the OpenAPI document"
 )]
 
-pub mod agents;
 pub mod api_keys;
 pub mod audit_export;
 pub mod audit_log;
 pub mod audit_stream;
 pub mod auth;
 pub mod branding;
-pub mod calls;
-pub mod campaigns;
-mod documents;
+pub mod documents;
 pub mod invitations;
 pub mod key_revocation;
 pub mod key_rotation;
 pub mod key_usage;
-pub mod knowledge_base;
 pub mod members;
 pub mod mfa;
 pub mod oauth_clients;

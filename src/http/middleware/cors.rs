@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 use axum::{
-    Router,
     extract::Request,
     http::{HeaderName, HeaderValue, Method, header},
-    response::Response,
 };
-use tower::{Layer, ServiceExt};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use crate::http::{
@@ -53,16 +50,8 @@ impl CorsRules {
         Self { any_origin: any_origin(), configured_origins: configured_origins(origins) }
     }
 
-    /// Calls the routes. Preflight requests to paths with a rule are answered here.
-    pub(super) async fn call(&self, routes: Router, request: Request) -> Response {
-        let Ok(response) = match self.rule_for(&request) {
-            Some(rule) => rule.layer(routes).oneshot(request).await,
-            None => routes.oneshot(request).await,
-        };
-        response
-    }
-
-    fn rule_for(&self, request: &Request) -> Option<&CorsLayer> {
+    /// Returns the rule for a request. Its layer answers preflight requests without the route.
+    pub(super) fn rule_for(&self, request: &Request) -> Option<&CorsLayer> {
         // The layer would answer each OPTIONS request, without its route.
         if request.method() == Method::OPTIONS && !is_preflight(request) {
             return None;

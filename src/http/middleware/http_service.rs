@@ -10,13 +10,17 @@ use axum::{
     response::Response,
 };
 use futures_util::FutureExt;
+use tower::{Layer as _, ServiceExt as _};
 
 use super::{cors::CorsRules, request_info::attach_request_info};
-use crate::http::{
-    ApiError, App,
-    error::{EndpointError, ErrorCode},
-    forward_auth::is_forward_auth_path,
-    surface::{ErrorFormat, is_api_path, is_oauth_path},
+use crate::{
+    http::{
+        ApiError, App,
+        error::{EndpointError, ErrorCode},
+        forward_auth::is_forward_auth_path,
+        surface::{ErrorFormat, is_api_path, is_oauth_path},
+    },
+    server::Respond,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,10 +44,22 @@ impl HttpService {
         Self { app, cors, routes }
     }
 
-    /// Handles a request from the connection's peer address.
-    pub async fn call(self, peer: IpAddr, mut request: Request) -> Response {
-        let Self { app, cors, routes } = self;
-        let info = attach_request_info(&app, peer, &mut request);
+    /// Passes a request to its route. Preflight requests to paths with a rule of CORS are answered
+    /// here.
+    async fn route(&self, request: Request) -> Response {
+        let routes = self.routes.clone();
+        let Ok(response) = match self.cors.rule_for(&request) {
+            Some(rule) => rule.layer(routes).oneshot(request).await,
+            None => routes.oneshot(request).await,
+        };
+        response
+    }
+}
+
+impl Respond for HttpService {
+    async fn respond(self, peer: IpAddr, mut request: Request) -> Response {
+        let app = &self.app;
+        let info = attach_request_info(app, peer, &mut request);
         let path = request.uri().path();
         let is_private = is_api_path(path) || is_oauth_path(path);
         let is_host_valid = has_valid_host(&request);
@@ -52,7 +68,7 @@ impl HttpService {
         // The access layer catches and logs panics of handlers. This catches those of the code
         // around it.
         let handled = AssertUnwindSafe(async {
-            if is_host_valid { Ok(cors.call(routes, request).await) } else { Err(invalid_host()) }
+            if is_host_valid { Ok(self.route(request).await) } else { Err(invalid_host()) }
         });
         let handled = handled.catch_unwind().await;
         let handled =

@@ -5,42 +5,68 @@
 //! protected endpoint runs only if its audit event has a slot in the queue. Each step decides on an
 //! [`EndpointResult`]; an error becomes a response at the end, in the format of the surface.
 
-mod authenticated;
 mod pending_event;
 mod public;
+mod rejected_credential;
+mod unprotected;
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use axum::{
     extract::Request,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, any_service, on_service},
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use hyper::body::Body as _;
+use pending_event::PendingEvent;
+use rejected_credential::audit_queue_full;
 use tokio::time::timeout;
 use tower::service_fn;
 use tracing::{error, warn};
+pub(in crate::http) use unprotected::serve_static;
+use unprotected::serve_unprotected;
 
 use super::{OpenRouteCeiling, rate_limit_response, request_info::method_label};
 use crate::{
+    auth::{authenticator::AuthenticationOutcome, check_scope::ADDRESS_NOT_ALLOWED},
     http::{
         ApiError, App, HEADER_CAPACITY,
+        bearer::bearer_credential,
+        cookies::{CookieAuthenticated, session_cookie},
         endpoint::{Endpoint, EndpointResult, status_of},
         error::EndpointError,
         extract::{AcceptedParameters, AccessRule},
+        forward_auth::RequiredScope,
         large_body::{BodyOrigin, PermitSlot, SMALL_BODY},
         route_types::{PageRoute, Route},
-        surface::{ErrorFormat, RenderErrorPage, Surface},
+        surface::{RenderErrorPage, Surface},
         unread_responses::Reader,
     },
     limit::Decision,
     metrics::RouteMetrics,
     model::{
-        audit::RequestInfo, id::WorkspaceId, principal::Caller, scope::Scope, usage::RouteUse,
+        audit::RequestInfo,
+        id::WorkspaceId,
+        principal::Caller,
+        scope::Scope,
+        usage::{KeyUse, RouteUse},
     },
 };
+
+/// The time in which forward-auth answers, with some of the promised second left for the network.
+/// Gateways give up soon, and some of them then answer 403 (Envoy after 2 s).
+const FORWARD_AUTH_DEADLINE: Duration = Duration::from_millis(800);
 
 /// The result of a request, and the state of the bucket that its response reports.
 type LimitedResult = (EndpointResult, Decision);
@@ -97,61 +123,6 @@ pub fn protect_route(route: Route, app: &App, ceiling: &OpenRouteCeiling) -> Met
     };
     let layer = AccessLayer::new(app, method.as_ref(), path, rule, surface, endpoint, ceiling);
     layer.into_router(method)
-}
-
-/// Serves an endpoint without the access layer. Its errors have the format of the API.
-fn serve_unprotected(method: Option<Method>, endpoint: Endpoint, app: &App) -> MethodRouter<App> {
-    let app = Arc::clone(app);
-    route_to(method, move |request| {
-        let (app, endpoint) = (Arc::clone(&app), endpoint.clone());
-        Box::pin(async move {
-            match request_info(&request) {
-                Ok(info) => run_unprotected(&app, &info, &endpoint, request).await,
-                Err(error) => error.into_response(),
-            }
-        })
-    })
-}
-
-/// Serves static content. Requests count against the client's address, because content may be
-/// large. Those over the limit are rejected in the format of the surface.
-pub(in crate::http) fn serve_static(
-    method: Option<Method>,
-    endpoint: Endpoint,
-    surface: Surface,
-    app: &App,
-) -> MethodRouter<App> {
-    let app = Arc::clone(app);
-    route_to(method, move |request| {
-        let (app, endpoint) = (Arc::clone(&app), endpoint.clone());
-        Box::pin(async move {
-            let info = match request_info(&request) {
-                Ok(info) => info,
-                Err(error) => return error.into_response(),
-            };
-            let decision = app.limits.charge_address(info.ip).await;
-            let Some(refusal) = rate_limit_response::rejection(&decision) else {
-                return run_unprotected(&app, &info, &endpoint, request).await;
-            };
-            let format = surface.error_format(&request);
-            let mut response = format.render(refusal.into(), info.id, &app.settings.public_url);
-            rate_limit_response::set_headers(&decision, &app.env, response.headers_mut());
-            response
-        })
-    })
-}
-
-/// Runs an endpoint. Its errors have the format of the API.
-async fn run_unprotected(
-    app: &App,
-    info: &RequestInfo,
-    endpoint: &Endpoint,
-    request: Request,
-) -> Response {
-    match endpoint.run(app, request).await {
-        Ok(response) => response,
-        Err(error) => ErrorFormat::Json.render(error, info.id, &app.settings.public_url),
-    }
 }
 
 /// Routes requests with this method, or with any, to a function.
@@ -245,6 +216,110 @@ impl AccessLayer {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
         response
+    }
+
+    /// Serves a request to a route that needs a credential, for forward-auth with a deadline.
+    async fn serve_authenticated(
+        &self,
+        info: &Arc<RequestInfo>,
+        request: Request,
+    ) -> LimitedResult {
+        let is_late = AtomicBool::new(false);
+        let mut work = pin!(self.authenticate_and_serve(info, request, &is_late));
+        if !matches!(self.surface, Surface::Gateway) {
+            return work.await;
+        }
+        if let Ok(result) = timeout(FORWARD_AUTH_DEADLINE, &mut work).await {
+            return result;
+        }
+        // The request is dropped only when this function returns, so its event gets this status.
+        is_late.store(true, Relaxed);
+        let error = ApiError::unavailable("the deadline of forward-auth has passed").into();
+        self.log_server_error(&error, info);
+        (Err(error), self.app.limits.peek_address(info.ip).await)
+    }
+
+    async fn authenticate_and_serve(
+        &self,
+        info: &Arc<RequestInfo>,
+        mut request: Request,
+        is_late: &AtomicBool,
+    ) -> LimitedResult {
+        // Has timeouts of its own.
+        let principal = match self.authenticate(request.headers(), info).await {
+            Ok(AuthenticationOutcome::Principal(principal)) => principal,
+            Ok(AuthenticationOutcome::InactiveKey(key)) => {
+                return self.reject_inactive_key(&key, info).await;
+            }
+            Err(error) => return self.reject_credential(error, info).await,
+        };
+        let permit = self.app.audit.reserve().await;
+        let caller = Caller { principal, request: Arc::clone(info) };
+        // A request from an address that the key does not allow is no use of the key: it neither
+        // uses up the key's bucket nor keeps the key from being idle.
+        let is_address_allowed = caller.principal.allows_address(info.ip);
+        let key_use = if is_address_allowed {
+            KeyUse::Request(self.route_use_for(&request))
+        } else {
+            KeyUse::Rejection
+        };
+        // Created before the bucket is charged, which takes a moment if buckets are shared: a
+        // client that disconnects meanwhile is still in the audit log.
+        let event = permit.map(|permit| PendingEvent::new(self, &caller, key_use, is_late, permit));
+        let limits = &self.app.limits;
+        let decision = if is_address_allowed {
+            limits.charge_credential(&caller.principal).await
+        } else {
+            limits.charge_address(info.ip).await
+        };
+        let Some(event) = event else { return (Err(audit_queue_full()), decision) };
+        let result = if let Some(refusal) = rate_limit_response::rejection(&decision) {
+            Err(refusal.into())
+        } else if !is_address_allowed {
+            Err(ApiError::from(ADDRESS_NOT_ALLOWED).into())
+        } else {
+            request.extensions_mut().insert(caller.clone());
+            if self.is_page() {
+                request.extensions_mut().insert(CookieAuthenticated);
+            }
+            self.run_endpoint(info, request).await
+        };
+        (event.complete(result).await, decision)
+    }
+
+    /// The kind of usage that a request counts as. Of forward-auth, each request requires its own
+    /// scope.
+    fn route_use_for(&self, request: &Request) -> RouteUse {
+        let required = request.extensions().get::<RequiredScope>();
+        let scope = required.map_or(self.route_use.scope, |required| required.used());
+        RouteUse { scope, ..self.route_use }
+    }
+
+    /// Verifies the credential of a request: the session cookie of a page, or the bearer
+    /// credential.
+    ///
+    /// Pages accept no other credential and the API accepts no cookie, so that a request which
+    /// another site makes a browser send (CSRF) never reaches the API with credentials.
+    async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        info: &RequestInfo,
+    ) -> Result<AuthenticationOutcome, ApiError> {
+        let authenticator = &self.app.auth.authenticator;
+        match self.surface {
+            Surface::Api | Surface::Gateway => {
+                let credential = bearer_credential(headers)?;
+                let credential = credential.ok_or_else(ApiError::missing_credential)?;
+                Ok(authenticator.authenticate(credential, info.started_at).await?)
+            }
+            Surface::Page(_) => {
+                let cookie = session_cookie(&self.app, headers);
+                let cookie = cookie.ok_or_else(ApiError::missing_credential)?;
+                let principal = authenticator.authenticate_cookie(&cookie).await?;
+                Ok(AuthenticationOutcome::Principal(principal))
+            }
+            Surface::OAuth => Err(ApiError::missing_credential()),
+        }
     }
 
     /// Answers 503: with the schema of another version, this node could do anything wrong.
