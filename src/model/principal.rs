@@ -111,13 +111,13 @@ impl Principal {
     }
 
     /// Returns the user whose rows a transaction for this principal may see and change: that of the
-    /// session, or the one that granted access. An API key belongs to its workspace: it gives
-    /// no right to the rows of its creator, such as sessions, factors and other workspaces.
+    /// session. API keys and OAuth grants belong to one workspace: they give no right to the rows
+    /// of their creator or user, such as sessions, factors and other workspaces.
     #[must_use]
     pub fn context_user(&self) -> Option<UserId> {
         match &self.credential {
-            Credential::ApiKey { .. } => None,
-            Credential::Session { .. } | Credential::Grant { .. } => self.user_id(),
+            Credential::Session { user_id, .. } => Some(*user_id),
+            Credential::ApiKey { .. } | Credential::Grant { .. } => None,
         }
     }
 

@@ -1046,6 +1046,26 @@ async fn request_of_api_key_has_no_user() {
     assert_eq!(count(&app, &created).await, 2, "the key and its child");
 }
 
+/// An app may do in one workspace what the user allowed there, and nothing in the user's others.
+#[tokio::test]
+async fn request_of_oauth_grant_has_no_user() {
+    let app = TestApp::start().await;
+    let acme = app.register_verified("acme").await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &acme.email).await;
+    let scope = ("scope", "call2me:write");
+    let tokens = app.obtain_tokens(&mut browser, &client, &[scope]).await;
+    let token = tokens["access_token"].as_str().unwrap();
+    record_contexts(&app).await;
+    for (path, body) in
+        [("/v1/agents", json!({ "agent_name": "a" })), ("/v1/knowledge-base", json!({ "name": "k" }))]
+    {
+        app.post(path).bearer(token).json(body).send().await.expect_status(201);
+    }
+    assert!(count_contexts(&app, "workspace_id IS NOT NULL").await > 0);
+    assert_eq!(count_contexts(&app, "user_id IS NOT NULL").await, 0);
+}
+
 /// Nor does a request that ends the access of another user.
 #[tokio::test]
 async fn removing_members_opens_no_context_of_them() {
