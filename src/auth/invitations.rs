@@ -292,14 +292,13 @@ impl Invitations {
     ) -> Result<TokenPair, AuthError> {
         let user_id = caller.user();
         let user = self.context.user(user_id).await?;
-        let (workspace, id) = self.verify_token(token).await?;
-        let mut tx = self.context.store.begin_joining(workspace, user_id).await?;
-        let invitation = self.lock(&mut tx, workspace, id).await?;
-        if parse_stored_email(&invitation.email)?.normalized()
-            != parse_stored_email(&user.email)?.normalized()
-        {
+        let (workspace, id, invitee) = self.verify_token(token).await?;
+        // Before the transaction: no other user enters the workspace, or waits for it.
+        if invitee.normalized() != parse_stored_email(&user.email)?.normalized() {
             return Err(AuthError::Forbidden("this invitation is for another email address"));
         }
+        let mut tx = self.context.store.begin_joining(workspace, user_id).await?;
+        let invitation = self.lock(&mut tx, workspace, id).await?;
         if store::members::lock_role_for_share(&mut tx, workspace, user_id).await?.is_some() {
             return Err(AuthError::Conflict("you are already a member of this workspace"));
         }
@@ -334,12 +333,8 @@ impl Invitations {
         new: &NewMember,
         request: &Arc<RequestInfo>,
     ) -> Result<SessionCredentials, AuthError> {
-        let (workspace, id) = self.verify_token(token).await?;
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let (workspace, id, email) = self.verify_token(token).await?;
         let now = self.context.env.clock.now();
-        let invitation = store::invitations::get_acceptable(&mut tx, workspace, id, now).await?;
-        let email = parse_stored_email(&invitation.ok_or_else(invalid_link)?.email)?;
-        drop(tx);
         if self.context.store.find_account(&email).await?.is_some() {
             return Err(AuthError::SignInRequired);
         }
@@ -378,7 +373,7 @@ impl Invitations {
         err(level = "debug")
     )]
     pub async fn preview(&self, token: &str) -> Result<InvitationPreview, AuthError> {
-        let (workspace, id) = self.verify_token(token).await?;
+        let (workspace, id, _) = self.verify_token(token).await?;
         let mut tx = self.context.store.begin(workspace, None).await?;
         let now = self.context.env.clock.now();
         let invitation = store::invitations::get_acceptable(&mut tx, workspace, id, now).await?;
@@ -391,9 +386,13 @@ impl Invitations {
         Ok(InvitationPreview { email, workspace_id, workspace, has_account: account.is_some() })
     }
 
-    /// Verifies the token of an open invitation. Afterwards a transaction may belong to its
-    /// workspace, which a former member with an old link must not enter.
-    async fn verify_token(&self, token: &str) -> Result<(WorkspaceId, InvitationId), AuthError> {
+    /// Verifies the token of an open invitation, and returns it with its workspace and address.
+    /// Afterwards a transaction may belong to that workspace, which a former member with an old link
+    /// must not enter.
+    async fn verify_token(
+        &self,
+        token: &str,
+    ) -> Result<(WorkspaceId, InvitationId, Email), AuthError> {
         let id = unverified_id(token).ok_or_else(invalid_link)?;
         let invited = self.context.store.find_invitation(InvitationId::from(id)).await?;
         let now = self.context.env.clock.now();
@@ -403,7 +402,7 @@ impl Invitations {
         let owner = TokenOwner::Invitee(invited.workspace, &email);
         let verified =
             self.context.token_key.verify_for(owner, BoundTokenPurpose::Invitation, token);
-        Ok((invited.workspace, verified.ok_or_else(invalid_link)?.into()))
+        Ok((invited.workspace, verified.ok_or_else(invalid_link)?.into(), email))
     }
 
     /// Returns an invitation that can be accepted. Locks the workspace until the transaction ends,
