@@ -100,8 +100,10 @@ CREATE FUNCTION list_key_and_descendants(p_key_id uuid) RETURNS SETOF uuid
 ------------------------------------------------------------------------------------------------
 -- Access that was given to others
 
--- Who gave access to what others made, since the first time: the credentials that invited a member
--- or set its role, and those that enabled a key or allowed it further networks. The columns of
+CREATE SEQUENCE access_changes;
+
+-- Who gave access to members and keys: the credentials that invited a member or set its role, that
+-- created a key, and that enabled a key or allowed it further networks. The columns of
 -- `memberships` and `api_keys` name the last ones only, so a second change would hide the first.
 -- Triggers write the rows. The role has no rights on the table.
 CREATE TABLE given_access (
@@ -114,11 +116,14 @@ CREATE TABLE given_access (
     -- the access outlasts them.
     by_user_id uuid,
     by_key_id uuid,
-    first_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    last_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- True if they created the key.
+    is_creation boolean NOT NULL,
+    -- The order of the changes. Their times would say nothing after the clock was set back.
+    first_change bigint NOT NULL DEFAULT nextval('access_changes'),
+    last_change bigint NOT NULL DEFAULT currval('access_changes'),
     CHECK (num_nonnulls(member_id, key_id) = 1),
     CHECK (num_nonnulls(by_user_id, by_key_id) > 0),
-    UNIQUE NULLS NOT DISTINCT (workspace_id, by_key_id, by_user_id, member_id, key_id)
+    UNIQUE NULLS NOT DISTINCT (workspace_id, by_key_id, by_user_id, member_id, key_id, is_creation)
 );
 CREATE INDEX given_access_by_user_id_idx ON given_access (workspace_id, by_user_id);
 CREATE INDEX given_access_key_id_idx ON given_access (key_id) WHERE key_id IS NOT NULL;
@@ -127,18 +132,29 @@ CREATE INDEX given_access_key_id_idx ON given_access (key_id) WHERE key_id IS NO
 CREATE FUNCTION record_given_access() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    DECLARE
+        given given_access;
     BEGIN
+        given.is_creation := TG_OP = 'INSERT' AND TG_TABLE_NAME = 'api_keys';
         IF TG_TABLE_NAME = 'memberships' THEN
-            INSERT INTO given_access AS g (workspace_id, member_id, by_user_id, by_key_id)
-            VALUES (NEW.workspace_id, NEW.user_id, NEW.role_set_by_user_id, NEW.role_set_by_key_id)
-            ON CONFLICT (workspace_id, by_key_id, by_user_id, member_id, key_id)
-                DO UPDATE SET last_at = clock_timestamp();
+            given.member_id := NEW.user_id;
+            given.by_user_id := NEW.role_set_by_user_id;
+            given.by_key_id := NEW.role_set_by_key_id;
+        ELSIF given.is_creation THEN
+            given.key_id := NEW.id;
+            given.by_user_id := NEW.creator_user_id;
+            given.by_key_id := NEW.creator_key_id;
         ELSE
-            INSERT INTO given_access AS g (workspace_id, key_id, by_user_id, by_key_id)
-            VALUES (NEW.workspace_id, NEW.id, NEW.widened_by_user_id, NEW.widened_by_key_id)
-            ON CONFLICT (workspace_id, by_key_id, by_user_id, member_id, key_id)
-                DO UPDATE SET last_at = clock_timestamp();
+            given.key_id := NEW.id;
+            given.by_user_id := NEW.widened_by_user_id;
+            given.by_key_id := NEW.widened_by_key_id;
         END IF;
+        INSERT INTO given_access (workspace_id, member_id, key_id, by_user_id, by_key_id,
+                                  is_creation)
+        VALUES (NEW.workspace_id, given.member_id, given.key_id, given.by_user_id,
+                given.by_key_id, given.is_creation)
+        ON CONFLICT (workspace_id, by_key_id, by_user_id, member_id, key_id, is_creation)
+            DO UPDATE SET last_change = excluded.last_change;
         RETURN NULL;
     END
     $$;
@@ -146,39 +162,64 @@ CREATE TRIGGER memberships_record_given_access
     AFTER INSERT OR UPDATE OF role_set_by_user_id, role_set_by_key_id ON memberships FOR EACH ROW
     WHEN (NEW.role_set_by_user_id IS NOT NULL OR NEW.role_set_by_key_id IS NOT NULL)
     EXECUTE FUNCTION record_given_access();
+CREATE TRIGGER api_keys_record_creation
+    AFTER INSERT ON api_keys FOR EACH ROW
+    WHEN (NEW.creator_user_id IS NOT NULL OR NEW.creator_key_id IS NOT NULL)
+    EXECUTE FUNCTION record_given_access();
 CREATE TRIGGER api_keys_record_given_access
     AFTER UPDATE OF widened_by_user_id, widened_by_key_id ON api_keys FOR EACH ROW
     WHEN (NEW.widened_by_user_id IS NOT NULL OR NEW.widened_by_key_id IS NOT NULL)
     EXECUTE FUNCTION record_given_access();
 
 -- Returns the members and the keys of the transaction's workspace that a key or a user gave access
--- to: directly, through keys that a key created, and through members and keys that got access in
--- this way before they gave it. A member or key may be returned several times.
-CREATE FUNCTION list_given_access(p_key_id uuid, p_user_id uuid)
-    RETURNS TABLE (member_id uuid, key_id uuid)
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+-- to: directly, and through members and keys that got access in this way before they gave it. Of a
+-- key, also the keys that these created. Of a user, those are too many: administrators create keys
+-- for years.
+--
+-- This is the algorithm of Dijkstra, with changes in place of distances: each member and key is
+-- visited once, with the earliest change that gave it access. A recursive query would visit it for
+-- each such change, which keys that widen each other make very many.
+CREATE FUNCTION list_given_access(p_key_id uuid, p_user_id uuid) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        WITH RECURSIVE reached AS (
-            SELECT p_user_id AS user_id, p_key_id AS api_key_id, '-infinity'::timestamptz AS since,
-                   false AS is_given
-            WHERE num_nonnulls(p_key_id, p_user_id) = 1
-            UNION
-            SELECT next.user_id, next.api_key_id, next.since, next.is_given
-            FROM reached CROSS JOIN LATERAL (
-                SELECT g.member_id AS user_id, g.key_id AS api_key_id,
-                       greatest(g.first_at, reached.since) AS since, true AS is_given
-                FROM given_access g
-                WHERE g.workspace_id = current_workspace_id() AND g.last_at >= reached.since
-                  AND (g.by_key_id = reached.api_key_id OR g.by_user_id = reached.user_id)
-                UNION ALL
-                -- A key that it created is not among what others made.
-                SELECT NULL, k.id, reached.since, false
-                FROM api_keys k
-                WHERE k.workspace_id = current_workspace_id()
-                  AND k.creator_key_id = reached.api_key_id
-            ) next
-        )
-        SELECT r.user_id, r.api_key_id FROM reached r WHERE r.is_given
+    DECLARE
+        workspace CONSTANT uuid := current_workspace_id();
+        -- The members and keys that are known so far, with the change that gave each one access,
+        -- and true if it was visited.
+        ids uuid[] := ARRAY[coalesce(p_key_id, p_user_id)];
+        changes bigint[] := ARRAY[0];
+        visited boolean[] := ARRAY[false];
+        giver uuid;
+        since bigint;
+    BEGIN
+        IF num_nonnulls(p_key_id, p_user_id) <> 1 THEN
+            RETURN;
+        END IF;
+        LOOP
+            SELECT k.id, k.change INTO giver, since
+            FROM unnest(ids, changes, visited) AS k(id, change, is_visited)
+            WHERE NOT k.is_visited ORDER BY k.change LIMIT 1;
+            EXIT WHEN NOT FOUND;
+            SELECT array_agg(k.id), array_agg(k.change), array_agg(k.is_visited)
+            INTO ids, changes, visited
+            FROM (
+                SELECT id, min(change) AS change, bool_or(is_visited) AS is_visited
+                FROM (
+                    SELECT id, change, is_visited OR id = giver
+                    FROM unnest(ids, changes, visited) AS k(id, change, is_visited)
+                    UNION ALL
+                    SELECT coalesce(g.member_id, g.key_id), greatest(g.first_change, since), false
+                    FROM given_access g
+                    WHERE g.workspace_id = workspace AND g.last_change >= since
+                      AND (g.by_key_id = giver OR g.by_user_id = giver)
+                      AND (p_key_id IS NOT NULL OR NOT g.is_creation)
+                ) AS found(id, change, is_visited)
+                GROUP BY id
+            ) AS k;
+        END LOOP;
+        RETURN QUERY SELECT k.id FROM unnest(ids) AS k(id)
+                     WHERE k.id <> coalesce(p_key_id, p_user_id);
+    END
     $$;
 
 -- Inserts a key into the transaction's workspace. A key is a credential, so its workspace is

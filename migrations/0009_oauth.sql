@@ -494,25 +494,45 @@ CREATE FUNCTION is_created_between(
            AND (p_until IS NULL OR p_created_at <= p_until + interval '1 minute')
     $$;
 
--- Returns true if a client of the transaction's workspace has an active grant of a user, in any
--- workspace, that was created between two times.
+-- The longest time for which an access token is valid (`sessions.access_token_seconds`).
+CREATE FUNCTION max_access_token_lifetime() RETURNS interval
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT interval '1 day' $$;
+
+-- True if an active grant may give access that was obtained between two times, of which the second
+-- one may be NULL. A client's own grant counts unless `p_now` is NULL. It has no tokens but access
+-- tokens, so an earlier time is of no use.
+CREATE FUNCTION has_access_from_between(
+    p_grant oauth_grants, p_since timestamptz, p_until timestamptz, p_now timestamptz
+) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+        SELECT p_grant.ended_at IS NULL
+           AND CASE WHEN p_grant.user_id IS NOT NULL
+                    THEN is_created_between(p_grant.created_at, p_since, p_until)
+                    ELSE p_now IS NOT NULL
+                         AND (p_until IS NULL OR p_until > p_now - max_access_token_lifetime())
+               END
+    $$;
+
+-- Returns true if a client of the transaction's workspace has an active grant, in any workspace,
+-- from between two times.
 CREATE FUNCTION has_oauth_grant_between(
-    p_client_id uuid, p_since timestamptz, p_until timestamptz
+    p_client_id uuid, p_since timestamptz, p_until timestamptz, p_now timestamptz
 ) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT EXISTS (
             SELECT FROM oauth_grants g JOIN oauth_clients c ON c.id = g.client_id
             WHERE c.id = p_client_id AND c.workspace_id = current_workspace_id()
-              AND g.user_id IS NOT NULL AND g.ended_at IS NULL
-              AND is_created_between(g.created_at, p_since, p_until))
+              AND has_access_from_between(g, p_since, p_until, p_now))
     $$;
 
 -- Ends what a client of the transaction's workspace was granted between two times, in all
--- workspaces. If the second one is NULL, also what it was granted for itself. Returns the number of
--- grants for each workspace.
+-- workspaces. Returns the number of grants for each workspace.
 CREATE FUNCTION end_oauth_grants_between(
-    p_client_id uuid, p_since timestamptz, p_until timestamptz, p_now timestamptz, p_reason text
+    p_client_id uuid, p_since timestamptz, p_until timestamptz, p_includes_own boolean,
+    p_now timestamptz, p_reason text
 )
     RETURNS TABLE (client_id uuid, client_name text, workspace_id uuid, grants bigint)
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
@@ -521,9 +541,7 @@ CREATE FUNCTION end_oauth_grants_between(
             UPDATE oauth_grants g SET ended_at = p_now, end_reason = p_reason
             FROM oauth_clients c
             WHERE c.id = p_client_id AND c.workspace_id = current_workspace_id()
-              AND g.client_id = c.id AND g.ended_at IS NULL
-              AND CASE WHEN g.user_id IS NULL THEN p_until IS NULL
-                       ELSE is_created_between(g.created_at, p_since, p_until) END
+              AND g.client_id = c.id AND has_access_from_between(g, p_since, p_until, CASE WHEN p_includes_own THEN p_now END)
             RETURNING c.id, c.name, g.workspace_id AS workspace
         )
         SELECT e.id, e.name, e.workspace, count(*) FROM ended e
@@ -544,8 +562,8 @@ CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS void
         WHERE s.expires_at < pruning_time(p_now) - interval '1 day'
           AND (s.creator_key_id IS NULL OR NOT EXISTS (
               SELECT FROM oauth_grants g
-              WHERE g.client_id = s.client_id AND g.user_id IS NOT NULL AND g.ended_at IS NULL
-                AND is_created_between(g.created_at, s.created_at, s.expires_at)));
+              WHERE g.client_id = s.client_id
+                AND has_access_from_between(g, s.created_at, s.expires_at, p_now)));
     $$;
 
 -- Ends grants that were unused for a day more than the idle timeout, an authenticated setting.
@@ -568,8 +586,8 @@ CREATE FUNCTION prune_oauth_grants(
         WHERE a.removed_at < pruning_time(p_now) - interval '1 day'
           AND NOT EXISTS (
               SELECT FROM oauth_grants g
-              WHERE g.client_id = a.client_id AND g.user_id IS NOT NULL AND g.ended_at IS NULL
-                AND is_created_between(g.created_at, a.added_at, a.removed_at));
+              WHERE g.client_id = a.client_id
+                AND has_access_from_between(g, a.added_at, a.removed_at, NULL));
     END
     $$;
 
@@ -586,7 +604,8 @@ REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_
     get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
     start_device_authorization, find_device_authorization, decide_device_authorization,
     lock_device_authorization, record_device_poll,
-    list_external_oauth_grants, is_created_between, has_oauth_grant_between,
+    list_external_oauth_grants, is_created_between, has_access_from_between,
+    max_access_token_lifetime, has_oauth_grant_between,
     end_oauth_grants_between, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,

@@ -387,8 +387,8 @@ impl Invitations {
     }
 
     /// Verifies the token of an open invitation, and returns it with its workspace and address.
-    /// Afterwards a transaction may belong to that workspace, which a former member with an old link
-    /// must not enter.
+    /// Afterwards a transaction may belong to that workspace, which a former member with an old
+    /// link must not enter.
     async fn verify_token(
         &self,
         token: &str,

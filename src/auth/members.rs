@@ -257,8 +257,10 @@ pub(super) async fn remove_membership(
     let keys = store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED).await?;
     let clients = store::oauth_clients::list_by_creator(tx, workspace, user, MAX_LISTED).await?;
     let (source, now) = (AccessSource::User(user), context.env.clock.now());
+    tx.begin_report().await?;
     let added =
-        store::key_descendants::list_added_access(tx, workspace, source, now, MAX_LISTED).await?;
+        store::key_descendants::list_added_access(tx, workspace, source, now, MAX_LISTED).await;
+    let added = tx.end_report(added).await?;
     let mut details = json!({
         "role": member.role,
         "api_keys": ids_and_names(&keys.items),
@@ -267,12 +269,16 @@ pub(super) async fn remove_membership(
         "more_oauth_clients": clients.has_more,
     });
     let mut remaining = RemainingAccess {
-        has_more: keys.has_more || clients.has_more || added.has_more(),
+        has_more: keys.has_more
+            || clients.has_more
+            || added.as_ref().is_none_or(AddedAccess::has_more),
         api_keys: keys.items.into_iter().map(|(_, name)| name).collect(),
         oauth_clients: clients.items.into_iter().map(|(_, name)| name).collect(),
         ..RemainingAccess::default()
     };
-    name_added_access(&added, &mut details, &mut remaining);
+    if let Some(added) = added {
+        name_added_access(&added, &mut details, &mut remaining);
+    }
     let event = context
         .audit_event(request, workspace, Action::MemberRemoved, actor.clone(), 204)
         .with_target(user, member.email.clone())

@@ -524,7 +524,10 @@ fn remaining_access(remaining: &RemainingAccess, creator: &str) -> Vec<String> {
     for (list, text) in [
         (client_secrets, "had added secrets to these OAuth clients, which still work"),
         (redirect_uris, "had added redirect URIs to these OAuth clients"),
-        (widened_api_keys, "had enabled these API keys, or allowed them further networks"),
+        (
+            widened_api_keys,
+            "had enabled or widened these API keys, or given access to their creators",
+        ),
     ] {
         if list.total > 0 {
             sentences.push(format!("{creator} {text}: {}.", listed(list)));
@@ -538,7 +541,9 @@ fn remaining_access(remaining: &RemainingAccess, creator: &str) -> Vec<String> {
             "{creator} had invited these members, or set their role: {names}{more}."
         ));
     }
-    if *has_more {
+    if *has_more && sentences.is_empty() {
+        sentences.push(format!("{creator} had given access that could not be listed in time."));
+    } else if *has_more {
         sentences.push("There are more. The audit log and the API list them.".to_owned());
     }
     sentences

@@ -83,7 +83,8 @@ pub struct AddedAccess {
     /// Members that the source invited, or whose role it set, also through members and keys that it
     /// gave access to. Of a user, only administrators.
     pub members: ListPage<Member>,
-    /// Keys that the source enabled, or allowed further networks, in the same ways.
+    /// Keys that the source enabled, or allowed further networks, in the same ways. Of a key, also
+    /// keys that such members and keys created since.
     pub widened_keys: ListPage<DescendantKey>,
 }
 

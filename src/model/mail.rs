@@ -299,19 +299,27 @@ pub struct RemainingAccess {
     pub redirect_uris: NameList,
     /// The addresses of members that it invited, or whose role it set.
     pub members: NameList,
-    /// The names of other API keys that it enabled, or allowed further networks.
+    /// The names of other API keys that it enabled, or allowed further networks, or that were
+    /// created by members and keys to which it gave access.
     pub widened_api_keys: NameList,
     /// True if there are more than these lists name.
     pub has_more: bool,
 }
 
 impl RemainingAccess {
+    /// Access that could not be listed.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { has_more: true, ..Self::default() }
+    }
+
     /// True if no access remains.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let lists =
             [&self.client_secrets, &self.redirect_uris, &self.members, &self.widened_api_keys];
-        self.api_keys.is_empty()
+        !self.has_more
+            && self.api_keys.is_empty()
             && self.oauth_clients.is_empty()
             && lists.iter().all(|list| list.total == 0)
     }

@@ -58,13 +58,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn find_api_key_id(
+    pub async fn find_active_api_key_id(
         &self,
         digest: KeyDigest,
     ) -> Result<Option<(WorkspaceId, ApiKeyId)>, StoreError> {
         let row = sqlx::query!(
             r#"SELECT workspace_id AS "workspace_id!: WorkspaceId", id AS "id!: ApiKeyId"
-               FROM find_api_keys(ARRAY[$1::bytea])"#,
+               FROM find_api_keys(ARRAY[$1::bytea]) WHERE revoked_at IS NULL"#,
             digest.as_bytes(),
         );
         let row = row.fetch_optional(&self.pools.requests()).await?;

@@ -106,6 +106,12 @@ impl StoreError {
         }
     }
 
+    /// Returns true if a statement took longer than `statement_timeout`.
+    #[must_use]
+    pub fn is_statement_timeout(&self) -> bool {
+        self.sqlstate().as_deref() == Some("57014")
+    }
+
     /// Returns true if a row with the same unique key exists.
     #[must_use]
     pub fn is_duplicate(&self) -> bool {

@@ -33,6 +33,7 @@ pub mod audit_chains;
 pub mod audit_outbox;
 mod audited;
 pub mod cache_invalidation;
+pub mod client_additions;
 pub mod clock;
 mod committed;
 pub mod connected_apps;
@@ -56,6 +57,7 @@ pub mod passkeys;
 mod pooled_transaction;
 mod pools;
 pub mod reencryption;
+mod report;
 pub mod retention;
 mod schema_version;
 pub mod second_factor;
@@ -205,7 +207,7 @@ impl Store {
         workspace: WorkspaceId,
         user: Option<UserId>,
     ) -> Result<Tx, StoreError> {
-        self.begin_with_permit(workspace, user, false).await
+        self.begin_with_permit("BEGIN", workspace, user, false).await
     }
 
     /// Begins a transaction as [`Self::begin`] does, in which the user creates the workspace, or
@@ -218,11 +220,12 @@ impl Store {
         workspace: WorkspaceId,
         user: UserId,
     ) -> Result<Tx, StoreError> {
-        self.begin_with_permit(workspace, Some(user), true).await
+        self.begin_with_permit("BEGIN", workspace, Some(user), true).await
     }
 
     async fn begin_with_permit(
         &self,
+        begin_statement: &str,
         workspace: WorkspaceId,
         user: Option<UserId>,
         is_joining: bool,
@@ -232,7 +235,7 @@ impl Store {
         let acquire = self.workspace_permits.acquire(workspace.uuid());
         let permit = timeout(self.begin_timeout, acquire).await;
         let permit = permit.map_err(|_| StoreError::timed_out())?;
-        let tx = self.open_transaction("BEGIN", ids).await?;
+        let tx = self.open_transaction(begin_statement, ids).await?;
         Ok(Tx { _permit: Some(Box::new(permit)), ..tx })
     }
 
@@ -263,8 +266,7 @@ impl Store {
     /// As [`Self::begin`].
     pub async fn begin_snapshot(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
         let begin_statement = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
-        let ids = ContextIds { workspace: Some(workspace.uuid()), ..ContextIds::default() };
-        self.open_transaction(begin_statement, ids).await
+        self.begin_with_permit(begin_statement, workspace, None, false).await
     }
 
     async fn open_transaction(

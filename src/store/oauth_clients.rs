@@ -8,7 +8,11 @@ use ipnet::IpNet;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{AdminTx, Store, StoreError, Tx, context::SignedDecision};
+use super::{
+    AdminTx, Store, StoreError, Tx,
+    client_additions::{ClientAdditions, RestoredClient},
+    context::SignedDecision,
+};
 use crate::model::{
     id::{ClientId, Id, UserId, WorkspaceId},
     oauth::{
@@ -347,17 +351,15 @@ pub async fn record_added_uris(
     Ok(())
 }
 
-/// Ends the grants of a client of the transaction's workspace that were created between two times,
-/// in all workspaces. Without `until`, also the one of the client for itself. The clocks of nodes
-/// may differ by a minute. Returns their number for each workspace.
+/// Ends the grants that a client of the transaction's workspace has from the time of what keys
+/// added to it, in all workspaces; for secrets, also the one of the client for itself. The clocks
+/// of nodes may differ by a minute. Returns their number for each workspace.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn end_grants_between(
+pub async fn end_grants_of_additions(
     tx: &mut AdminTx<'_>,
-    client: ClientId,
-    since: OffsetDateTime,
-    until: Option<OffsetDateTime>,
+    client: &RestoredClient,
     now: OffsetDateTime,
     reason: GrantEndReason,
 ) -> Result<Vec<ExternalGrants>, StoreError> {
@@ -365,10 +367,11 @@ pub async fn end_grants_between(
         ExternalGrants,
         r#"SELECT client_id AS "client_id!: ClientId", client_name AS "client_name!",
                   workspace_id AS "workspace_id!: WorkspaceId", grants AS "grants!"
-           FROM end_oauth_grants_between($1, $2, $3, $4, $5)"#,
-        client.uuid(),
-        since,
-        until,
+           FROM end_oauth_grants_between($1, $2, $3, $4, $5, $6)"#,
+        client.id.uuid(),
+        client.since,
+        client.until,
+        matches!(client.additions, ClientAdditions::Secrets(_)),
         now,
         reason.as_str(),
     )

@@ -357,7 +357,7 @@ async fn plain_revocation_names_access_added_to_others() {
     for part in [
         "added secrets to these OAuth clients, which still work: Robot",
         "added redirect URIs to these OAuth clients: Web",
-        "enabled these API keys, or allowed them further networks: narrow, off",
+        "enabled or widened these API keys, or given access to their creators: narrow, off",
         "eve@new.example",
     ] {
         assert!(text.contains(part), "{part}: {text}");
@@ -587,7 +587,7 @@ async fn access_of_promoted_members_is_named_transitively() {
     assert_eq!(named(&app, &dana, &root).await.0, expected);
 }
 
-/// A key that a key widened gives access, and a key that this one created.
+/// A key that a key widened gives access, and so does a key that this one created.
 #[tokio::test]
 async fn access_through_widened_keys_is_named_transitively() {
     let (app, _sink, dana) = app_with_mail().await;
@@ -606,7 +606,9 @@ async fn access_through_widened_keys_is_named_transitively() {
     // The owner widens it again, which hides the first change in the column of the last one.
     patch(&app, owner, &path, json!({ "disabled": true })).await;
     patch(&app, owner, &path, json!({ "disabled": false })).await;
-    let expected = (vec![viewer.user_id.clone()], vec![off.id.clone()]);
+    let mut keys = vec![off.id.clone(), child.id.clone()];
+    keys.sort_unstable();
+    let expected = (vec![viewer.user_id.clone()], keys);
     assert_eq!(named(&app, &dana, &root).await, expected);
     let event = {
         revoke(&app, &dana, &root, "?cascade=true").await.expect_status(204);
@@ -614,7 +616,139 @@ async fn access_through_widened_keys_is_named_transitively() {
     };
     let details = &event[0]["metadata"];
     assert_eq!(ids(&details["members"]), [&*viewer.user_id]);
-    assert_eq!(ids(&details["widened_api_keys"]), [&*off.id]);
+    assert_eq!(ids(&details["widened_api_keys"]), [&*child.id, &*off.id]);
+}
+
+/// Also if the member has left since.
+#[tokio::test]
+async fn key_created_by_promoted_member_is_named() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let member = app.add_member(&dana, "admin").await;
+    create_key(&app, &member.access_token, "earlier").await;
+    let root = create_key(&app, &dana.access_token, "root").await;
+    set_role(&app, &root.secret, &member, "viewer").await;
+    set_role(&app, &root.secret, &member, "admin").await;
+    let member = app.sign_in_again(&member).await;
+    let later = create_key(&app, &member.access_token, "later").await;
+    let path = format!("/v1/workspaces/{}/leave", dana.workspace_id);
+    let leave = app.request_as(&member.access_token, "POST", &path).send().await;
+    assert_eq!(leave.status, 204, "{}", leave.text);
+    assert_eq!(named(&app, &dana, &root).await, (Vec::new(), vec![later.id]));
+}
+
+/// Inserts keys that widen each other, many times and in all orders.
+async fn insert_keys_that_widen_each_other(app: &TestApp, dana: &TestUser, root: &Key) {
+    let sql = "WITH root AS (SELECT id, workspace_id FROM api_keys WHERE name = 'root'), made AS (
+             INSERT INTO api_keys (id, workspace_id, name, scope, digest, display_start,
+                                   display_end, created_at, creator_key_id)
+             SELECT gen_random_uuid(), root.workspace_id, 'k' || n, 'admin',
+                    sha256(('k' || n)::bytea), 'a', 'b', now(), root.id
+             FROM root, generate_series(1, 120) n RETURNING id, workspace_id
+         ), pairs AS (
+             SELECT a.workspace_id, a.id, b.id AS by_id, (random() * 20000)::bigint AS change
+             FROM made a JOIN made b ON a.id <> b.id)
+         INSERT INTO given_access (workspace_id, key_id, by_key_id, is_creation, first_change,
+                                   last_change)
+         SELECT workspace_id, id, by_id, false, change, change + 20000 FROM pairs";
+    app.database.connect().await.execute(sql).await.unwrap();
+    let made = descendants(app, &dana.access_token, root).await;
+    assert_eq!(made["api_keys"].as_array().unwrap().len(), 120);
+}
+
+#[tokio::test]
+async fn key_of_dense_graph_is_revoked() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let root = create_key(&app, &dana.access_token, "root").await;
+    insert_keys_that_widen_each_other(&app, &dana, &root).await;
+    revoke(&app, &dana, &root, "").await.expect_status(204);
+    assert_eq!(status(&app, &root.secret).await, 401);
+    revoke(&app, &dana, &root, "?cascade=true").await.expect_status(204);
+    assert_eq!(descendants(&app, &dana.access_token, &root).await, no_descendants());
+}
+
+/// Makes the query of given access take longer than any timeout.
+async fn delay_given_access(app: &TestApp, seconds: f32) {
+    let sql = format!(
+        "CREATE OR REPLACE FUNCTION list_given_access(p_key_id uuid, p_user_id uuid)
+             RETURNS SETOF uuid LANGUAGE sql AS 'SELECT NULL::uuid FROM pg_sleep({seconds})'"
+    );
+    app.database.connect().await.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+}
+
+#[tokio::test]
+async fn revocation_succeeds_if_listing_takes_too_long() {
+    let (app, sink, dana) = app_with_mail().await;
+    let owner = &dana.access_token;
+    let member = app.add_member(&dana, "admin").await;
+    let [plain, cascaded] =
+        [create_key(&app, owner, "plain").await, create_key(&app, owner, "cascaded").await];
+    delay_given_access(&app, 60.0).await;
+    revoke(&app, &dana, &plain, "").await.expect_status(204);
+    revoke(&app, &dana, &cascaded, "?cascade=true").await.expect_status(204);
+    for key in [&plain, &cascaded] {
+        assert_eq!(status(&app, &key.secret).await, 401);
+    }
+    let path = format!("/v1/members/{}", member.user_id);
+    let remove = app.request_as(owner, "DELETE", &path).send().await;
+    assert_eq!(remove.status, 204, "{}", remove.text);
+    let events = app.wait_for_event_count(owner, "action=api_key.revoked", 2).await;
+    for event in &events {
+        assert_eq!(event["metadata"]["has_more"], true, "{event:#}");
+    }
+    let email = sink.wait_for_email(&dana.email, "API key was revoked").await;
+    let text = email["text"].as_str().unwrap();
+    assert!(text.contains("could not be listed"), "{text}");
+}
+
+/// Slow reports of a workspace take only its own transactions.
+#[tokio::test]
+async fn slow_reports_do_not_delay_other_workspaces() {
+    let app = TestApp::start().await;
+    let [dana, other] = [app.register("acme").await, app.register("other").await];
+    let root = create_key(&app, &dana.access_token, "root").await;
+    delay_given_access(&app, 1.0).await;
+    let path = format!("/v1/api-keys/{}/descendants", root.id);
+    let reports = (0..12).map(|_| app.get(&path).bearer(&dana.access_token).send());
+    let reports = futures_util::future::join_all(reports);
+    let honest = async {
+        let mut statuses = Vec::new();
+        for _ in 0..5 {
+            let agents = app.get("/v1/agents").bearer(&other.access_token).send().await;
+            statuses.push(agents.status.as_u16());
+        }
+        statuses
+    };
+    let (_, honest) = futures_util::join!(reports, honest);
+    assert_eq!(honest, [200; 5]);
+}
+
+/// An expired secret is of no use, but the access tokens from it are.
+#[tokio::test]
+async fn cascade_ends_own_grant_of_expired_secret() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let owner = &dana.access_token;
+    let robot = create_client(&app, owner).await;
+    let root = create_key(&app, owner, "root").await;
+    let secret = format!("/v1/oauth/clients/{}/secret", robot.id);
+    let rotated = create(&app, &root.secret, &secret, json!({})).await;
+    let leaked = OAuthClient {
+        secret: Some(rotated["client_secret"].as_str().unwrap().to_owned()),
+        ..robot.clone()
+    };
+    let token = token_of(&app, &leaked).await;
+    let rotated = create(&app, owner, &secret, json!({ "overlap_seconds": 0 })).await;
+    let restored = OAuthClient {
+        secret: Some(rotated["client_secret"].as_str().unwrap().to_owned()),
+        ..robot
+    };
+    app.clock.advance(Duration::from_secs(90));
+    let made = descendants(&app, owner, &root).await;
+    assert_eq!(values(&made["client_secrets"], "client_id"), [&*restored.id], "{made:#}");
+    assert_eq!(status(&app, &token).await, 200);
+    revoke(&app, &dana, &root, "?cascade=true").await.expect_status(204);
+    assert_eq!(status(&app, &token).await, 401);
+    let token = token_of(&app, &restored).await;
+    assert_eq!(status(&app, &token).await, 200);
 }
 
 /// With `if_quiet`, a client of another creator that a cascade would cut off counts too.
@@ -785,7 +919,7 @@ async fn removed_member_leaves_named_keys_and_clients() {
     assert_eq!(ids(&details["members"]), [&*viewer.user_id]);
     let email = sink.wait_for_email(&dana.email, "member was removed").await;
     let text = email["text"].as_str().unwrap();
-    for part in ["sams-key", "Robot", "added secrets", "added redirect URIs", "networks: off"] {
+    for part in ["sams-key", "Robot", "added secrets", "added redirect URIs", ": off"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(text.contains(&viewer.email) && !text.contains(&other.email), "{text}");
@@ -829,6 +963,19 @@ async fn holder_revokes_key_without_another_credential() {
         let refused = app.post("/v1/api-keys/revoke").json(body).send().await;
         refused.assert_error(422, "validation_failed").assert_field(field);
     }
+}
+
+/// A revoked key may be public.
+#[tokio::test]
+async fn revoked_key_takes_no_lock_of_its_workspace() {
+    let (app, _sink, dana) = app_with_mail().await;
+    let key = create_key(&app, &dana.access_token, "leaked").await;
+    revoke(&app, &dana, &key, "").await.expect_status(204);
+    let mut connection = app.database.connect().await;
+    let mut lock = sqlx::Connection::begin(&mut connection).await.unwrap();
+    lock.execute("SELECT FROM workspaces FOR UPDATE").await.unwrap();
+    let report = app.post("/v1/api-keys/revoke").json(json!({ "key": key.secret }));
+    assert_eq!(report.send().await.status, 204);
 }
 
 #[tokio::test]

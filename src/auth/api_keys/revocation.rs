@@ -34,7 +34,7 @@ use crate::{
     },
     store::{
         self, AdminTx, Audited, Tx,
-        key_descendants::{ClientAdditions, RestoredClient},
+        client_additions::{ClientAdditions, RestoredClient},
     },
 };
 
@@ -207,11 +207,12 @@ impl ApiKeys {
     ) -> Result<(), AuthError> {
         // The checksum is public, so the time that this takes reveals nothing.
         let Ok(secret) = ApiKeySecret::parse(text, &self.environment) else { return Ok(()) };
-        let found = self.context.store.find_api_key_id(secret.digest()).await?;
+        let found = self.context.store.find_active_api_key_id(secret.digest()).await?;
         let Some((workspace, id)) = found else {
-            // Takes the steps of a repeated revocation.
+            // Waits as a revocation does: an earlier one may still wait. It takes no lock of the
+            // workspace, since a revoked key is no credential.
             let tx = self.context.store.begin(self.context.env.new_id(), None).await?;
-            let audited = Audited::exempt("the key is unknown");
+            let audited = Audited::exempt("the key is unknown or was revoked before");
             return Ok(self.context.fence.wait(tx.commit(audited).await?).await?);
         };
         let revoker = Revoker::Holder(request);
@@ -328,7 +329,8 @@ impl ApiKeys {
     }
 
     /// Returns the access that a revoked key leaves behind, for an email and for the metadata of
-    /// its event.
+    /// its event. If there is so much that the queries take too long, nothing is named: the
+    /// revocation must not fail because of it.
     async fn remaining_access(
         &self,
         tx: &mut Tx,
@@ -336,7 +338,11 @@ impl ApiKeys {
         id: ApiKeyId,
     ) -> Result<(RemainingAccess, Value), AuthError> {
         let now = self.context.env.clock.now();
-        let descendants = store::key_descendants::list(tx, workspace, id, now, MAX_NAMED).await?;
+        tx.begin_report().await?;
+        let descendants = store::key_descendants::list(tx, workspace, id, now, MAX_NAMED).await;
+        let Some(descendants) = tx.end_report(descendants).await? else {
+            return Ok((RemainingAccess::unknown(), json!({ "has_more": true })));
+        };
         if descendants.is_empty() {
             return Ok((RemainingAccess::default(), json!({})));
         }
@@ -370,10 +376,14 @@ impl ApiKeys {
         id: ApiKeyId,
     ) -> Result<(RemainingAccess, Value), AuthError> {
         let (source, now) = (AccessSource::Key(id), self.context.env.clock.now());
+        tx.begin_report().await?;
         let added =
-            store::key_descendants::list_added_access(tx, workspace, source, now, MAX_NAMED)
-                .await?
-                .without_clients();
+            store::key_descendants::list_added_access(tx, workspace, source, now, MAX_NAMED).await;
+        let Some(added) = tx.end_report(added).await? else {
+            let details = json!({ "cascade": true, "has_more": true });
+            return Ok((RemainingAccess::unknown(), details));
+        };
+        let added = added.without_clients();
         let mut details = json!({ "cascade": true });
         let mut remaining =
             RemainingAccess { has_more: added.has_more(), ..RemainingAccess::default() };
@@ -430,10 +440,14 @@ impl ApiKeys {
         id: ApiKeyId,
     ) -> Result<Option<Audited>, AuthError> {
         let (now, reason) = (self.context.env.clock.now(), GrantEndReason::ApiKeyRevoked);
-        let mut clients = store::key_descendants::end_added_secrets(tx, workspace, id, now).await?;
-        clients.extend(store::key_descendants::remove_added_uris(tx, workspace, id, now).await?);
+        let mut clients =
+            store::client_additions::end_added_secrets(tx, workspace, id, now).await?;
+        clients.extend(store::client_additions::remove_added_uris(tx, workspace, id, now).await?);
         let mut audited = None;
-        for RestoredClient { id: client, name, additions, since, until } in clients {
+        for client in clients {
+            let grants =
+                store::oauth_clients::end_grants_of_additions(tx, &client, now, reason).await?;
+            let RestoredClient { id: client, name, additions, .. } = client;
             let (action, details) = match additions {
                 ClientAdditions::Secrets(secrets) => {
                     (Action::ClientSecretRevoked, json!({ "secrets": secrets }))
@@ -449,9 +463,6 @@ impl ApiKeys {
             let event = self.revocation_event_with(revoker, workspace, action, id, details);
             let event = event.with_target(client, name);
             audited = Some(store::audit::insert(tx, workspace, &event).await?);
-            let grants =
-                store::oauth_clients::end_grants_between(tx, client, since, until, now, reason)
-                    .await?;
             let request = revoker.request().map(|request| &**request);
             self.context.audit_ended_grants(tx, request, reason, grants).await?;
         }

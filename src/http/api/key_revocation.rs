@@ -219,8 +219,8 @@ pub struct DescendantsBody {
     /// Members that it invited, or whose role it set, also through members and keys of others that
     /// it gave access to. They stay, also with `cascade=true`.
     members: Vec<MemberBody>,
-    /// Keys of others that it enabled, or whose allowed networks it widened, in the same ways. They
-    /// stay, also with `cascade=true`.
+    /// Keys of others that it enabled, or whose allowed networks it widened, in the same ways, and
+    /// keys that such members and keys created since. They stay, also with `cascade=true`.
     widened_api_keys: Vec<DescendantKeyBody>,
     /// True if a list is incomplete; absent otherwise.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
