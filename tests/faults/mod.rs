@@ -27,4 +27,4 @@ mod signing_keys;
 mod slow_readers;
 mod unknown_key_flood;
 
-pub use fixture::{issue_certificate, run_admin_command};
+pub use fixture::{PatroniCluster, acquire_test_lock, issue_certificate, run_admin_command};

@@ -3,12 +3,14 @@
 use std::{path::Path, pin::Pin};
 
 use super::{
-    Backup, Damage, Figures, IdleEnd, Nodes, OldPrimary, Outage, PoolMode, Pooler, ReadOnlyTarget,
-    Scale, find_libfaketime, run_with_cut_off_node, run_with_damage, run_with_few_descriptors,
-    run_with_idle_connections, run_with_killed_node, run_with_lost_generation, run_with_outage,
-    run_with_pooler, run_with_promotions, run_with_read_only_spell, run_with_restore,
+    Backup, Damage, Figures, IdleEnd, Nodes, OldPrimary, Outage, PatroniFault, PoolMode, Pooler,
+    ReadOnlyTarget, Scale, find_libfaketime, run_with_cut_off_node, run_with_damage,
+    run_with_few_descriptors, run_with_idle_connections, run_with_killed_node,
+    run_with_lost_generation, run_with_outage, run_with_patroni, run_with_pooler,
+    run_with_promotions, run_with_read_only_spell, run_with_restore,
     run_with_skewed_node, run_with_slow_readers, run_with_split_brain, run_with_switchover,
 };
+use crate::faults::fixture::PatroniCluster;
 
 type Run = Pin<Box<dyn Future<Output = Figures>>>;
 
@@ -18,7 +20,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// The heading of its table.
     pub table: &'static str,
-    /// A program or library that not every machine has.
+    /// Programs or a library that not every machine has.
     requires: Option<Requirement>,
     pub start: fn(Scale) -> Run,
 }
@@ -27,19 +29,27 @@ pub struct Scenario {
 enum Requirement {
     Libfaketime,
     Pgbouncer,
+    Patroni,
 }
 
 impl Scenario {
-    /// Returns one line that names the missing package, if the scenario cannot run.
+    /// Returns one line that names the missing packages, if the scenario cannot run.
     pub fn missing(&self) -> Option<String> {
-        let (is_present, package) = match self.requires? {
-            Requirement::Libfaketime => (find_libfaketime().is_some(), "libfaketime"),
-            Requirement::Pgbouncer => (Path::new(Pooler::PROGRAM).exists(), "pgbouncer"),
+        let is_missing = |program: &str| !Path::new(program).exists();
+        let packages = match self.requires? {
+            Requirement::Libfaketime if find_libfaketime().is_none() => "libfaketime".to_owned(),
+            Requirement::Pgbouncer if is_missing(Pooler::PROGRAM) => "pgbouncer".to_owned(),
+            Requirement::Libfaketime | Requirement::Pgbouncer => return None,
+            Requirement::Patroni => {
+                let programs = PatroniCluster::PROGRAMS.into_iter();
+                let missing = programs.filter(|(_, program)| is_missing(program));
+                let packages: Vec<_> = missing.map(|(package, _)| package).collect();
+                packages.join(" ")
+            }
         };
         let name = self.name;
-        (!is_present).then(|| {
-            format!("{name} was NOT RUN: {package} is missing; as root: apt-get install {package}")
-        })
+        (!packages.is_empty())
+            .then(|| format!("{name} was NOT RUN: missing; as root: apt-get install {packages}"))
     }
 }
 
@@ -98,6 +108,15 @@ fn failover_scenarios() -> Vec<Scenario> {
         }),
         scenario(FAILOVER, "split-brain-asynchronous", |scale| {
             Box::pin(run_with_split_brain(false, scale))
+        }),
+        scenario_with(Requirement::Patroni, FAILOVER, "patroni-switchover", |scale| {
+            Box::pin(run_with_patroni(PatroniFault::Switchover, scale))
+        }),
+        scenario_with(Requirement::Patroni, FAILOVER, "patroni-failover", |scale| {
+            Box::pin(run_with_patroni(PatroniFault::Failover, scale))
+        }),
+        scenario_with(Requirement::Patroni, FAILOVER, "patroni-killed", |scale| {
+            Box::pin(run_with_patroni(PatroniFault::PatroniKilled, scale))
         }),
     ]
 }

@@ -5,6 +5,7 @@ use std::{
 };
 
 use serde_json::json;
+use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -35,10 +36,11 @@ const EVENT_LIMIT: Duration = Duration::from_secs(6);
 const PAUSE: Duration = Duration::from_millis(100);
 const WAIT_PAUSE: Duration = Duration::from_millis(5);
 
-/// Two nodes on one database, each behind a proxy of its own.
+/// Two nodes on one database.
 pub struct Deployment {
     pub nodes: [Node; 2],
-    pub proxies: [Proxy; 2],
+    /// The proxy between each node and PostgreSQL, if there is one.
+    pub proxies: Vec<Proxy>,
     pub clients: [Client; 2],
     pub recorder: Arc<Recorder>,
     /// The session of the user that makes all changes.
@@ -63,12 +65,26 @@ impl Deployment {
         to: u16,
         settings: &[(&str, &str)],
     ) -> Self {
-        let settings = [SETTINGS, settings].concat();
         let proxies = [Proxy::start(to).await, Proxy::start(to).await];
-        let [a, b] = proxies.each_ref().map(|proxy| proxy.url(url, port));
+        let urls = proxies.each_ref().map(|proxy| proxy.url(url, port));
+        Self::start_on(wrapper, &urls, proxies.into(), settings).await
+    }
+
+    /// Starts a node for each of these URLs, without a proxy.
+    pub async fn start_without_proxies(urls: &[String; 2]) -> Self {
+        Self::start_on(&[], urls, Vec::new(), &[]).await
+    }
+
+    async fn start_on(
+        wrapper: &[&str],
+        [a, b]: &[String; 2],
+        proxies: Vec<Proxy>,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let settings = [SETTINGS, settings].concat();
         let nodes = [
-            Node::start_through(wrapper, "a", &a, &settings).await,
-            Node::start_through(wrapper, "b", &b, &settings).await,
+            Node::start_through(wrapper, "a", a, &settings).await,
+            Node::start_through(wrapper, "b", b, &settings).await,
         ];
         let recorder = Arc::new(Recorder::start());
         let clients = [0, 1].map(|index| Client::new(&recorder, index, &nodes[index]));
@@ -78,7 +94,7 @@ impl Deployment {
 
     /// Starts the nodes again, after they were stopped.
     pub async fn restart_nodes(&mut self, url: &str, port: u16) {
-        let [a, b] = self.proxies.each_ref().map(|proxy| proxy.url(url, port));
+        let [a, b] = [0, 1].map(|index| self.proxies[index].url(url, port));
         self.nodes = [Node::start("a", &a, SETTINGS).await, Node::start("b", &b, SETTINGS).await];
         self.clients = [0, 1].map(|index| Client::new(&self.recorder, index, &self.nodes[index]));
     }
@@ -196,6 +212,19 @@ impl Deployment {
         earlier: HashMap<Uuid, i64>,
         servers: &[&Server],
     ) -> (History, HashMap<Uuid, i64>) {
+        let mut connections = Vec::new();
+        for server in servers {
+            connections.push(server.connect().await);
+        }
+        self.finish_on(earlier, connections).await
+    }
+
+    /// As [`Self::finish_after`], with connections of a superuser.
+    pub async fn finish_on(
+        &self,
+        earlier: HashMap<Uuid, i64>,
+        mut connections: Vec<PgConnection>,
+    ) -> (History, HashMap<Uuid, i64>) {
         let history = self.recorder.history();
         let is_acknowledged = |reply| reply == Reply::Accepted;
         let operations = history.operations.iter();
@@ -203,10 +232,6 @@ impl Deployment {
             .filter(|operation| is_acknowledged(operation.reply))
             .filter_map(|operation| operation.request_id)
             .collect();
-        let mut connections = Vec::new();
-        for server in servers {
-            connections.push(server.connect().await);
-        }
         let started = Instant::now();
         loop {
             let mut events = earlier.clone();

@@ -12,6 +12,7 @@ mod figures;
 mod load;
 mod node_clock;
 mod outages;
+mod patroni;
 mod pooler;
 mod promotion;
 mod read_only;
@@ -30,6 +31,7 @@ pub use database_clock::{find_libfaketime, run_with_cut_off_node, run_with_kille
 pub use figures::{Figures, Recovery};
 pub use node_clock::run as run_with_skewed_node;
 pub use outages::{Outage, run as run_with_outage};
+pub use patroni::{PatroniFault, run as run_with_patroni};
 pub use pooler::{PoolMode, Pooler};
 pub use promotion::{run as run_with_promotions, run_with_lost_generation};
 pub use read_only::{ReadOnlyTarget, run as run_with_read_only_spell};

@@ -201,7 +201,7 @@ pub async fn run_with_lost_generation(scale: Scale) -> Figures {
     let [lost, revoked, good @ ..] = &keys[..] else { unreachable!("four keys exist") };
     replication.set_mode(ProxyMode::Hang);
     assert!(deployment.revoke(0, lost).await);
-    let [a, b] = &deployment.proxies;
+    let [a, b] = &deployment.proxies[..] else { unreachable!("each node has a proxy") };
     b.set_mode(ProxyMode::Refuse);
     let fault = deployment.recorder.now();
     primary.kill().await;

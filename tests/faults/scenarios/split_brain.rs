@@ -26,7 +26,7 @@ pub async fn run(is_synchronous: bool, scale: Scale) -> Figures {
     let deployment = Deployment::start(&primary, &[]).await;
     let keys = deployment.create_keys(scale.pick(4, 12)).await;
     let (revoked, good) = keys.split_at(keys.len() / 2);
-    let [a, b] = &deployment.proxies;
+    let [a, b] = &deployment.proxies[..] else { unreachable!("each node has a proxy") };
     replication.set_mode(ProxyMode::Refuse);
     standby.promote().await;
     a.redirect(standby.port());
