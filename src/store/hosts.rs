@@ -6,7 +6,10 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::Server;
 
@@ -15,6 +18,9 @@ const PRIMARY_ATTRIBUTES: [&str; 3] = ["any", "read-write", "primary"];
 
 /// Timeout of an attempt to connect to one of several hosts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Timeout of the other hosts once one has answered that it accepts writes.
+const OTHER_HOSTS_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Returns the options for each host of a database URL.
 ///
@@ -53,7 +59,8 @@ pub(super) fn parse(url: &str) -> Result<Vec<PgConnectOptions>, String> {
     options.collect()
 }
 
-/// Connects to all hosts at once, and returns the first that accepts writes.
+/// Connects to all hosts at once, and returns the one that accepts writes. If several do, an old
+/// primary was not stopped before a standby was promoted: the promoted one has a newer timeline.
 ///
 /// # Errors
 /// The error of one of the hosts, if none of them does.
@@ -70,13 +77,19 @@ pub(super) async fn find_primary(
         });
     }
     let mut last_error = sqlx::Error::PoolTimedOut;
-    while let Some(Ok((host, server))) = attempts.join_next().await {
+    let mut primaries = Vec::new();
+    let mut deadline = Instant::now() + within + OTHER_HOSTS_TIMEOUT;
+    while let Ok(Some(Ok((host, server)))) = timeout_at(deadline, attempts.join_next()).await {
         match server {
-            Ok(server) => return Ok((host, server)),
+            Ok(server) => {
+                deadline = deadline.min(Instant::now() + OTHER_HOSTS_TIMEOUT);
+                primaries.push((host, server));
+            }
             Err(error) => last_error = error,
         }
     }
-    Err(last_error)
+    let newest = primaries.into_iter().max_by_key(|(_, server)| server.history().timeline);
+    newest.ok_or(last_error)
 }
 
 async fn identify(host: &PgConnectOptions) -> Result<Server, sqlx::Error> {

@@ -4,8 +4,8 @@
 use super::{
     fixture::acquire_test_lock,
     scenarios::{
-        OldPrimary, Scale, run_with_lost_generation, run_with_promotions, run_with_split_brain,
-        run_with_switchover,
+        OldPrimary, Scale, run_with_lost_generation, run_with_promotions, run_with_several_hosts,
+        run_with_split_brain, run_with_switchover,
     },
 };
 
@@ -34,4 +34,11 @@ async fn revocation_after_lost_invalidation_reaches_every_node() {
 async fn node_on_isolated_primary_accepts_no_revoked_key() {
     let _turn = acquire_test_lock().await;
     run_with_split_brain(true, Scale::Test).await.assert_clean();
+}
+
+/// A node that went back and forth between both servers would answer 503.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_with_several_hosts_use_promoted_server() {
+    let _turn = acquire_test_lock().await;
+    run_with_several_hosts(Scale::Test).await.assert_clean();
 }

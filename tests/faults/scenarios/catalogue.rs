@@ -7,7 +7,7 @@ use super::{
     ReadOnlyTarget, Scale, find_libfaketime, run_with_cut_off_node, run_with_damage,
     run_with_few_descriptors, run_with_idle_connections, run_with_killed_node,
     run_with_lost_generation, run_with_outage, run_with_patroni, run_with_pooler,
-    run_with_promotions, run_with_read_only_spell, run_with_restore,
+    run_with_promotions, run_with_read_only_spell, run_with_restore, run_with_several_hosts,
     run_with_skewed_node, run_with_slow_readers, run_with_split_brain, run_with_switchover,
 };
 use crate::faults::fixture::PatroniCluster;
@@ -108,6 +108,9 @@ fn failover_scenarios() -> Vec<Scenario> {
         }),
         scenario(FAILOVER, "split-brain-asynchronous", |scale| {
             Box::pin(run_with_split_brain(false, scale))
+        }),
+        scenario(FAILOVER, "split-brain-several-hosts", |scale| {
+            Box::pin(run_with_several_hosts(scale))
         }),
         scenario_with(Requirement::Patroni, FAILOVER, "patroni-switchover", |scale| {
             Box::pin(run_with_patroni(PatroniFault::Switchover, scale))

@@ -28,6 +28,7 @@ pub use connections::{
     IdleEnd, run_with_few_descriptors, run_with_idle_connections, run_with_pooler,
 };
 pub use database_clock::{find_libfaketime, run_with_cut_off_node, run_with_killed_node};
+pub use deployment::wait_for;
 pub use figures::{Figures, Recovery};
 pub use node_clock::run as run_with_skewed_node;
 pub use outages::{Outage, run as run_with_outage};
@@ -39,7 +40,7 @@ pub use restore::{Backup, Nodes, run as run_with_restore};
 pub use results::Results;
 pub use schema_damage::{Damage, run as run_with_damage};
 pub use slow_readers::run as run_with_slow_readers;
-pub use split_brain::run as run_with_split_brain;
+pub use split_brain::{run as run_with_split_brain, run_with_several_hosts};
 pub use switchover::{OldPrimary, run as run_with_switchover};
 
 /// The size of a scenario.

@@ -1,4 +1,5 @@
-//! A standby is promoted while the old primary lives, and one node stays with the old primary.
+//! A standby is promoted while the old primary lives. One node stays with the old primary, or both
+//! nodes have both servers in their URL.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::faults::{
     fixture::{Proxy, ProxyMode, Server},
-    histories::recovery_time,
+    histories::{Reply, recovery_time},
 };
 
 const STANDBY: &str = "standby";
@@ -61,4 +62,39 @@ pub async fn run(is_synchronous: bool, scale: Scale) -> Figures {
          cannot know of the new one. Replicate synchronously, or stop the old primary before the \
          promotion.",
     )
+}
+
+/// Runs a scenario in which nodes reach both servers, and must use the promoted one.
+pub async fn run_with_several_hosts(scale: Scale) -> Figures {
+    let primary = Server::start_primary().await;
+    let replication = Proxy::start(primary.port()).await;
+    let standby = primary.start_standby(STANDBY, replication.port()).await;
+    primary.require_standby(STANDBY).await;
+    let [old, new] = [&primary, &standby].map(|server| format!("127.0.0.1:{}", server.port()));
+    let urls = [format!("{old},{new}"), format!("{new},{old}")]
+        .map(|hosts| primary.node_url().replace(&old, &hosts));
+    let deployment = Deployment::start_without_proxies(&urls).await;
+    let keys = deployment.create_keys(scale.pick(4, 12)).await;
+    let (revoked, good) = keys.split_at(keys.len() / 2);
+    replication.set_mode(ProxyMode::Refuse);
+    let fault = deployment.recorder.now();
+    standby.promote().await;
+    for (number, key) in revoked.iter().enumerate() {
+        deployment.revoke(number % 2, key).await;
+        deployment.use_on_both(key).await;
+    }
+    let has_recovered = deployment.wait_until_recovered().await;
+    let until = deployment.recorder.now();
+    let time = scale.pick(Duration::from_secs(3), Duration::from_secs(20));
+    let before = deployment.recorder.history().count(Reply::is_unknown);
+    deployment.observe(&keys, time).await;
+    for key in good {
+        deployment.revoke(0, key).await;
+    }
+    let (history, events) = deployment.finish(&[&standby]).await;
+    let later = history.count(Reply::is_unknown) - before;
+    let recovery = recovery_time(&history, fault, until).filter(|_| has_recovered);
+    let title = "split brain, with both servers in the URL of the nodes";
+    Figures::of(title, &history, Some(&events), Recovery::from(recovery))
+        .failed((later > 0).then(|| format!("{later} requests got 503 after the recovery")))
 }
