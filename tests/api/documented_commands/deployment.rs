@@ -9,8 +9,8 @@ use sqlx::{AssertSqlSafe, Connection, Executor as _, PgConnection};
 
 use super::{page::Page, shell::Shell};
 use crate::{
-    faults::issue_certificate,
-    fixture::{Gateway, eventually, free_port},
+    faults::{PatroniCluster, acquire_test_lock, issue_certificate},
+    fixture::{ENCRYPTION_KEY, Gateway, eventually, free_port},
 };
 
 /// The host of `server.public_url` in documents.
@@ -164,4 +164,29 @@ async fn operate_commands_work() {
     page.run(&mut shell).await;
     // The settings of the document are exported now.
     shell.run("call2me-auth serve; stop_nodes").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failover_commands_work() {
+    let _turn = acquire_test_lock().await;
+    let cluster = PatroniCluster::start().await;
+    let mut shell = Shell::start(&[
+        ("PGSSLROOTCERT", &cluster.authority),
+        ("MEMBER", cluster.members[0].folder.to_str().unwrap()),
+        ("CALL2ME_AUTH__SERVER__PUBLIC_URL", "https://auth.example.com"),
+        ("CALL2ME_AUTH__KEYS__ENCRYPTION_KEY", ENCRYPTION_KEY),
+    ])
+    .await;
+    for folder in ["etc/patroni", "etc/default"] {
+        fs::create_dir_all(shell.path().join(folder)).unwrap();
+    }
+    let folder = shell.path().display().to_string();
+    shell.replace("/etc/", &format!("{folder}/etc/"));
+    shell.replace("10.0.0.21,10.0.0.22,10.0.0.23", &cluster.hosts());
+    let mut page = Page::read("docs/failover.md");
+    page.run_through("call2me-auth serve", &mut shell).await;
+    let node = shell.variable("node_address").await;
+    shell.replace("127.0.0.1:8080", &node);
+    page.run(&mut shell).await;
+    shell.run("stop_nodes").await;
 }

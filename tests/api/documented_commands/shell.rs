@@ -196,7 +196,7 @@ fn fill_folder(folder: &Path) {
         &folder.join("bin/python3"),
         &format!("exec {} \"$@\"", python("python").display()),
     );
-    for name in ["docs", "tests"] {
+    for name in ["deploy", "docs", "tests"] {
         symlink(repository().join(name), folder.join(name)).unwrap();
     }
     for entry in fs::read_dir(repository().join("scripts")).unwrap() {
