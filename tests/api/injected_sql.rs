@@ -1057,9 +1057,10 @@ async fn request_of_oauth_grant_has_no_user() {
     let tokens = app.obtain_tokens(&mut browser, &client, &[scope]).await;
     let token = tokens["access_token"].as_str().unwrap();
     record_contexts(&app).await;
-    for (path, body) in
-        [("/v1/agents", json!({ "agent_name": "a" })), ("/v1/knowledge-base", json!({ "name": "k" }))]
-    {
+    for (path, body) in [
+        ("/v1/agents", json!({ "agent_name": "a" })),
+        ("/v1/knowledge-base", json!({ "name": "k" })),
+    ] {
         app.post(path).bearer(token).json(body).send().await.expect_status(201);
     }
     assert!(count_contexts(&app, "workspace_id IS NOT NULL").await > 0);

@@ -15,21 +15,24 @@ use super::fixture::{Cluster, Node, acquire_test_lock, wait_until};
 use crate::fixture::Key;
 
 /// Keys that are revoked without any other fault.
-const KEYS: usize = 1000;
+const KEYS: usize = 200;
 /// Keys that are revoked on nodes that cache almost none of them.
-const KEYS_WITH_SMALL_CACHE: usize = 400;
+const KEYS_WITH_SMALL_CACHE: usize = 100;
 /// Keys that are revoked while `LISTEN` connections are killed.
-const KEYS_WITH_LOST_LISTENERS: usize = 150;
+const KEYS_WITH_LOST_LISTENERS: usize = 60;
 /// Keys that each kill of `LISTEN` connections allows to be revoked.
-const KEYS_PER_LISTENER_KILL: usize = 8;
+const KEYS_PER_LISTENER_KILL: usize = 6;
 /// Keys that are revoked between two kills of PostgreSQL.
-const KEYS_PER_POSTGRESQL_KILL: usize = 25;
+const KEYS_PER_POSTGRESQL_KILL: usize = 12;
 /// The number of times that PostgreSQL is killed.
 const POSTGRESQL_KILLS: usize = 3;
 /// Keys that are revoked concurrently.
 const WORKERS: usize = 8;
 /// Requests with a key on each node that start after its revocation was answered.
 const LATE_REQUESTS: usize = 5;
+/// The pause of a client between two requests before the revocation, and after a 503. It leaves CPU
+/// time to the nodes.
+const PAUSE: Duration = Duration::from_millis(30);
 
 /// Two nodes, and counts of their responses.
 struct Race {
@@ -124,7 +127,7 @@ impl Race {
             .fetch_add(early_successes.iter().map(|count| count.load(SeqCst)).sum(), SeqCst);
     }
 
-    /// Uses a key without a pause, until it was rejected often enough after its revocation.
+    /// Uses a key until it was rejected often enough after its revocation.
     async fn use_key(
         &self,
         node: &Node,
@@ -137,13 +140,17 @@ impl Race {
             let is_after_revocation = revoked.load(SeqCst);
             let answer = node.verify(&key.secret).send().await;
             match (is_after_revocation, answer.status.as_u16()) {
-                (false, 200) => drop(early_successes.fetch_add(1, SeqCst)),
+                (false, 200) => {
+                    early_successes.fetch_add(1, SeqCst);
+                    sleep(PAUSE).await;
+                }
                 (false, 401) => {}
                 (true, 200) => drop(self.late_successes.fetch_add(1, SeqCst)),
                 (true, 401) => drop(self.late_rejections.fetch_add(1, SeqCst)),
                 // Also without faults: a lookup may take too long on a busy machine.
                 (_, 503) => {
                     self.unavailable.fetch_add(1, SeqCst);
+                    sleep(PAUSE).await;
                     continue;
                 }
                 (_, status) => panic!("{status} (late: {is_after_revocation}): {}", answer.text),

@@ -36,7 +36,6 @@ const STATIC_RESPONSES: [(&str, Headers, usize); 7] = [
 const PATIENT: [(&str, &str); 2] =
     [("server.write_timeout_seconds", "3600"), ("server.header_timeout_seconds", "3600")];
 
-/// Starts clients on several addresses: 500 on each, fewer than one address may have.
 /// Reads all responses. Returns the number of those that are complete: the oldest ones need not be
 /// those of the first clients.
 async fn count_complete(clients: Vec<UnreadResponse>) -> usize {
@@ -47,6 +46,7 @@ async fn count_complete(clients: Vec<UnreadResponse>) -> usize {
     complete
 }
 
+/// Starts clients on several addresses: 500 on each, fewer than one address may have.
 async fn start_clients(node: &Node, count: usize, request: &str) -> Vec<UnreadResponse> {
     let clients = (0..count).map(|number| {
         UnreadResponse::start(node, u8::try_from(number / 500 + 2).unwrap(), request)
@@ -95,11 +95,11 @@ async fn late_reader_gets_whole_static_response() {
     }
 }
 
-/// Without the limit of a workspace these clients would need more than a gigabyte.
+/// Without the limit of a workspace these clients would need 400 MB.
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_lists_need_memory_of_one_workspace_only() {
     let _turn = acquire_test_lock().await;
-    let count = available_clients(400);
+    let count = available_clients(100);
     let cluster = Cluster::start(false).await;
     let node = Node::start("node", &cluster.node_url(), &PATIENT).await;
     let owner = node.register("acme").await;
