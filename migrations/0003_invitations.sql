@@ -16,17 +16,24 @@ CREATE TABLE invitations (
     -- The time at which the invitation was accepted, withdrawn or replaced.
     closed_at timestamptz,
     -- The inviting API key. It has no foreign key, because API keys are in a later file.
-    inviter_key_id uuid
+    inviter_key_id uuid,
+    -- The inviting user, which is that of the transaction: the role cannot write another one, whose
+    -- limit in all workspaces it would use up.
+    inviter_user_id uuid DEFAULT current_user_id()
 );
 CREATE UNIQUE INDEX invitations_open_key ON invitations (workspace_id, normalized_email)
     WHERE closed_at IS NULL;
 CREATE INDEX invitations_normalized_email_idx ON invitations (normalized_email, created_at);
 CREATE INDEX invitations_workspace_idx ON invitations (workspace_id, created_at);
-CREATE INDEX invitations_invited_by_idx ON invitations (invited_by, created_at);
+CREATE INDEX invitations_inviter_user_id_idx ON invitations (inviter_user_id, created_at)
+    WHERE inviter_user_id IS NOT NULL;
 CREATE INDEX invitations_inviter_key_id_idx ON invitations (inviter_key_id)
     WHERE inviter_key_id IS NOT NULL AND closed_at IS NULL;
 
-GRANT SELECT, INSERT, UPDATE (closed_at) ON invitations TO call2me_auth_app;
+GRANT SELECT, UPDATE (closed_at) ON invitations TO call2me_auth_app;
+GRANT INSERT (id, workspace_id, email, normalized_email, role, invited_by, created_at, expires_at,
+              closed_at, inviter_key_id)
+    ON invitations TO call2me_auth_app;
 ALTER TABLE invitations ENABLE ROW LEVEL SECURITY;
 CREATE POLICY invitations_by_workspace ON invitations TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()))
@@ -95,13 +102,13 @@ CREATE FUNCTION count_invitations_to_email(p_normalized_email text, p_since time
         WHERE normalized_email = p_normalized_email AND created_at > p_since
     $$;
 
--- Counts the invitations of an inviter, to all workspaces.
-CREATE FUNCTION count_invitations_by_inviter(p_invited_by text, p_since timestamptz)
+-- Counts the invitations of the transaction's user, to all workspaces.
+CREATE FUNCTION count_invitations_by_user(p_since timestamptz)
     RETURNS bigint
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
         SELECT count(*) FROM invitations
-        WHERE invited_by = p_invited_by AND created_at > p_since
+        WHERE inviter_user_id = current_user_id() AND created_at > p_since
     $$;
 
 -- Deletes invitations that expired more than seven days ago.
@@ -112,6 +119,6 @@ CREATE FUNCTION prune_invitations(p_now timestamptz) RETURNS void
     $$;
 
 REVOKE ALL ON FUNCTION find_invitation, accept_invitation, count_invitations_to_email,
-    count_invitations_by_inviter, prune_invitations FROM PUBLIC;
+    count_invitations_by_user, prune_invitations FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_invitation, accept_invitation, count_invitations_to_email,
-    count_invitations_by_inviter, prune_invitations TO call2me_auth_app;
+    count_invitations_by_user, prune_invitations TO call2me_auth_app;

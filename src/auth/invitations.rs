@@ -135,7 +135,7 @@ impl Invitations {
         let inviter = caller.principal.subject();
         if store::invitations::count_since(tx, workspace, day_ago).await?
             >= MAX_PER_WORKSPACE_AND_DAY
-            || store::invitations::count_by_inviter(tx, &inviter, day_ago).await?
+            || store::invitations::count_by_inviter(tx, workspace, &inviter, day_ago).await?
                 >= MAX_PER_INVITER_AND_DAY
         {
             return Err(AuthError::Conflict(

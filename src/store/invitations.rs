@@ -158,19 +158,23 @@ pub async fn count_since(
     .await?)
 }
 
-/// Counts the invitations of an inviter, given by its public id, since `since`, to all workspaces.
+/// Counts the invitations of an inviter since `since`: those of the workspace by its public id, and
+/// those of the transaction's user to all workspaces. The greater number counts.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn count_by_inviter(
     tx: &mut Tx,
+    workspace: WorkspaceId,
     inviter: &str,
     since: OffsetDateTime,
 ) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
-        r#"SELECT count_invitations_by_inviter($1, $2) AS "count!""#,
+        r#"SELECT greatest(count_invitations_by_user($3), count(*)) AS "count!" FROM invitations
+           WHERE workspace_id = $1 AND invited_by = $2 AND created_at > $3"#,
+        workspace.uuid(),
         inviter,
-        since
+        since,
     )
     .fetch_one(tx.conn())
     .await?)

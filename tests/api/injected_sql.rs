@@ -20,21 +20,21 @@ use crate::{
 const NEW_PASSWORD: &str = "a walk in the old park";
 
 /// A connection as the role of the service.
-struct Injection(PgConnection);
+pub struct Injection(pub PgConnection);
 
 impl Injection {
-    async fn new(app: &TestApp) -> Self {
+    pub async fn new(app: &TestApp) -> Self {
         let mut connection = app.database.connect().await;
         connection.execute("SET ROLE call2me_auth_app").await.unwrap();
         Self(connection)
     }
 
     /// Begins a transaction with the context of a request of this user.
-    async fn begin_as(&mut self, user: &TestUser) -> Transaction<'_, Postgres> {
+    pub async fn begin_as(&mut self, user: &TestUser) -> Transaction<'_, Postgres> {
         self.begin(Some(workspace_of(user)), Some(id_of(user))).await
     }
 
-    async fn begin(
+    pub async fn begin(
         &mut self,
         workspace: Option<Uuid>,
         user: Option<Uuid>,
@@ -87,30 +87,30 @@ async fn accept(tx: &mut PgConnection, invitation: Uuid, user: &TestUser) -> boo
         .unwrap()
 }
 
-fn id_of(user: &TestUser) -> Uuid {
+pub fn id_of(user: &TestUser) -> Uuid {
     id::parse("user", &user.user_id).unwrap()
 }
 
-fn workspace_of(user: &TestUser) -> Uuid {
+pub fn workspace_of(user: &TestUser) -> Uuid {
     id::parse("ws", &user.workspace_id).unwrap()
 }
 
 /// Runs SQL as the owner of the tables.
-async fn execute(app: &TestApp, sql: impl Into<String>) {
+pub async fn execute(app: &TestApp, sql: impl Into<String>) {
     let mut connection = app.database.connect().await;
     let sql: String = sql.into();
     connection.execute(AssertSqlSafe(sql.clone())).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
 }
 
 /// Returns the first row of a query of the owner of the tables.
-async fn fetch(app: &TestApp, sql: impl Into<String>) -> PgRow {
+pub async fn fetch(app: &TestApp, sql: impl Into<String>) -> PgRow {
     let mut connection = app.database.connect().await;
     let sql: String = sql.into();
     connection.fetch_one(AssertSqlSafe(sql)).await.unwrap()
 }
 
 /// Runs SQL and checks that the role may not.
-async fn assert_denied(connection: &mut PgConnection, sql: &str) {
+pub async fn assert_denied(connection: &mut PgConnection, sql: &str) {
     let mut savepoint = connection.begin().await.unwrap();
     let error = savepoint.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_err();
     let code = error.as_database_error().unwrap().code().unwrap().into_owned();
@@ -327,7 +327,7 @@ async fn insert_live_rows(app: &TestApp) -> Vec<&'static str> {
     tables.into_iter().chain(others).collect()
 }
 
-async fn count(app: &TestApp, table: &str) -> i64 {
+pub async fn count(app: &TestApp, table: &str) -> i64 {
     fetch(app, format!("SELECT count(*) FROM {table}")).await.get(0)
 }
 
@@ -715,7 +715,7 @@ async fn poll(app: &TestApp, client: &OAuthClient, device: &Value) -> crate::fix
 }
 
 /// Runs SQL and checks that a constraint, or the lack of a right, refuses it.
-async fn assert_refused(connection: &mut PgConnection, sql: &str) {
+pub async fn assert_refused(connection: &mut PgConnection, sql: &str) {
     let mut savepoint = connection.begin().await.unwrap();
     let error = savepoint.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_err();
     let code = error.as_database_error().unwrap().code().unwrap().into_owned();
@@ -723,7 +723,13 @@ async fn assert_refused(connection: &mut PgConnection, sql: &str) {
 }
 
 /// A call of `append_audit_events` without events, with these times and counts.
-fn append_usage(oldest: &str, key: &str, agent: &str, ids: [&str; 2], requests: &str) -> String {
+pub fn append_usage(
+    oldest: &str,
+    key: &str,
+    agent: &str,
+    ids: [&str; 2],
+    requests: &str,
+) -> String {
     let none = "'{}'";
     let events = [none; 17].join(", ");
     let [first, last] = ids;
@@ -735,11 +741,11 @@ fn append_usage(oldest: &str, key: &str, agent: &str, ids: [&str; 2], requests: 
     )
 }
 
-const AN_ID: &str = "01938000-0000-7000-8000-000000000000";
+pub const AN_ID: &str = "01938000-0000-7000-8000-000000000000";
 const LATE_ID: &str = "ffffffff-ffff-7fff-bfff-ffffffffffff";
 
 /// An attacker's user with a row in each table that the role may write.
-async fn register_writer(app: &TestApp) -> (TestUser, Uuid) {
+pub async fn register_writer(app: &TestApp) -> (TestUser, Uuid) {
     let mallory = app.register("mallory").await;
     let key = app.create_key(&mallory, "k", "write").await;
     let client = client_id(&register_workspace_client(app, &mallory).await);
@@ -747,7 +753,7 @@ async fn register_writer(app: &TestApp) -> (TestUser, Uuid) {
     (mallory, id::parse("key", &key.id).unwrap())
 }
 
-async fn assert_all_refused(app: &TestApp, mallory: &TestUser, statements: &[String]) {
+pub async fn assert_all_refused(app: &TestApp, mallory: &TestUser, statements: &[String]) {
     let mut injection = Injection::new(app).await;
     let mut tx = injection.begin_as(mallory).await;
     for sql in statements {

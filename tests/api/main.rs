@@ -42,6 +42,7 @@ mod forward_auth;
 mod gateway;
 mod idempotency;
 mod injected_sql;
+mod injected_values;
 mod invitations;
 mod isolation;
 mod key_networks;
