@@ -123,11 +123,15 @@ CREATE TABLE clock_epoch (
 INSERT INTO clock_epoch (epoch, started_at, observed_at)
 VALUES (0, database_time(), database_time());
 
--- Returns the time and the epoch. Begins a new epoch if the caller noticed that the clock has
--- changed, if the time is before the last reading, or if no node has read the clock for
--- `p_max_gap`: a change may have gone unnoticed. NULL allows any gap; it is for nodes that have
+-- Returns the time and the epoch. Begins a new epoch if the time is before the last reading, if the
+-- caller noticed that the clock has changed, or if no node has read the clock for `p_max_gap`
+-- microseconds: a change may have gone unnoticed. NULL allows any gap; it is for nodes that have
 -- read the clock before, and compare the gap with their own clock.
-CREATE FUNCTION observe_clock(p_has_changed boolean, p_max_gap interval)
+--
+-- An epoch restarts the idle times and pauses of all workspaces. So the last two need a MAC of a
+-- node, which is valid for 30 seconds. `p_issued_at` is its time in microseconds since 1970.
+CREATE FUNCTION observe_clock(p_has_changed boolean, p_max_gap bigint, p_issued_at bigint,
+                              p_key_id bytea, p_mac bytea)
     RETURNS TABLE (present timestamptz, epoch bigint, started_at timestamptz)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -136,9 +140,21 @@ CREATE FUNCTION observe_clock(p_has_changed boolean, p_max_gap interval)
         time_read CONSTANT timestamptz := database_time();
         clock clock_epoch;
     BEGIN
+        IF p_has_changed OR p_max_gap IS NOT NULL THEN
+            PERFORM require_signed_decision(
+                'observe_clock',
+                boolsend(p_has_changed) || int8send(coalesce(p_max_gap, -1))
+                    || int8send(p_issued_at),
+                p_key_id, p_mac);
+            IF timestamp_of_micros(p_issued_at)
+                NOT BETWEEN time_read - interval '30 seconds' AND time_read + interval '30 seconds'
+            THEN
+                RAISE EXCEPTION 'the MAC of observe_clock has expired' USING ERRCODE = 'MC001';
+            END IF;
+        END IF;
         SELECT * INTO clock FROM clock_epoch;
         IF p_has_changed OR time_read < clock.observed_at - interval '1 second'
-            OR time_read > clock.observed_at + p_max_gap
+            OR time_read > clock.observed_at + p_max_gap * interval '1 microsecond'
         THEN
             PERFORM require_synchronous_commit();
             UPDATE clock_epoch

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{
     Server, Store, StoreError, clock,
+    context::ContextSigner,
     pools::{Pools, ServerBinding},
 };
 use crate::{
@@ -24,7 +25,6 @@ use crate::{
         api_key::KeyDigest,
         id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
         invalidation::Invalidation,
-        key_ring::KeyId,
         rotation::NodeWatermark,
     },
 };
@@ -136,10 +136,9 @@ impl Store {
     /// [`StoreError`] if it cannot be opened.
     pub async fn connect_node(&self) -> Result<NodeConnection, StoreError> {
         let (connection, binding) = self.pools.acquire_background().await?;
-        let (pools, server, key_id) =
-            (self.pools.clone(), binding.server()?, self.context.key_id());
-        let clock = self.clock.clone();
-        Ok(NodeConnection { pools, connection, binding, server, key_id, clock })
+        let (pools, server) = (self.pools.clone(), binding.server()?);
+        let (context, clock) = (self.context.clone(), self.clock.clone());
+        Ok(NodeConnection { pools, connection, binding, server, context, clock })
     }
 
     /// Removes a node that no longer serves requests.
@@ -194,7 +193,7 @@ pub struct NodeConnection {
     connection: PoolConnection<Postgres>,
     binding: ServerBinding,
     server: Server,
-    key_id: KeyId,
+    context: ContextSigner,
     clock: DatabaseClock,
 }
 
@@ -222,7 +221,7 @@ impl NodeConnection {
     /// # Errors
     /// [`StoreError`] if a query fails; the node then continues with the time that it had.
     pub async fn synchronize_clock(&mut self, max_gap: Option<Duration>) -> Result<(), StoreError> {
-        clock::synchronize(&mut self.connection, &self.clock, max_gap).await?;
+        clock::synchronize(&mut self.connection, &self.context, &self.clock, max_gap).await?;
         clock::log_skew(&self.clock);
         Ok(())
     }
@@ -249,7 +248,7 @@ impl NodeConnection {
             watermark.written_until,
             watermark.clock_epoch,
             interval(LOST_NODE_RETENTION),
-            &self.key_id,
+            &self.context.key_id(),
         )
         .fetch_one(&mut *self.connection)
         .await?;

@@ -7,10 +7,14 @@
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use tracing::{info, warn};
 
-use super::cache_invalidation::interval;
-use crate::env::{Clock as _, ClockEpoch, ClockObservation, ClockReading, DatabaseClock};
+use super::context::{ContextSigner, SignedDecision};
+use crate::{
+    env::{Clock as _, ClockEpoch, ClockObservation, ClockReading, DatabaseClock},
+    model::timestamp,
+};
 
 /// The precision of the last reading in the database: nodes do not store each one.
 pub const READING_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,8 +47,7 @@ pub(super) async fn read_first(
     clock: &DatabaseClock,
 ) -> Result<(), sqlx::Error> {
     let sent_at = clock.monotonic();
-    let time =
-        sqlx::query_scalar!(r#"SELECT database_time() AS "time!""#).fetch_one(connection).await?;
+    let time = read_time(connection).await?;
     let received_at = clock.monotonic();
     match clock.observe(ClockReading { time, epoch: None, sent_at, received_at }) {
         // The next reading notices a change again, and begins an epoch.
@@ -52,33 +55,68 @@ pub(super) async fn read_first(
     }
 }
 
+async fn read_time(connection: &mut PgConnection) -> Result<OffsetDateTime, sqlx::Error> {
+    sqlx::query_scalar!(r#"SELECT database_time() AS "time!""#).fetch_one(connection).await
+}
+
 /// Reads the time and the epoch, and begins an epoch if the clock has changed.
 pub(super) async fn synchronize(
     connection: &mut PgConnection,
+    context: &ContextSigner,
     clock: &DatabaseClock,
     max_gap: Option<Duration>,
 ) -> Result<(), sqlx::Error> {
-    let reading = read(&mut *connection, clock, false, max_gap).await?;
+    let change = match max_gap {
+        Some(_) => {
+            Some(ClockChange { is_noticed: false, max_gap, at: read_time(connection).await? })
+        }
+        None => None,
+    };
+    let reading = read(connection, context, clock, change).await?;
     if let ClockObservation::Changed(by) = clock.observe(reading) {
         let seconds = by.as_seconds_f64();
         warn!(seconds, "the clock of PostgreSQL has changed");
-        clock.restart(read(connection, clock, true, None).await?);
+        let change = ClockChange { is_noticed: true, max_gap: None, at: reading.time };
+        clock.restart(read(connection, context, clock, Some(change)).await?);
     }
     Ok(())
 }
 
+/// The word of a node that the clock has changed, or may have changed. PostgreSQL believes it with
+/// a MAC.
+struct ClockChange {
+    is_noticed: bool,
+    /// The longest time for which no node may have read the clock.
+    max_gap: Option<Duration>,
+    /// The present time of PostgreSQL, for the MAC.
+    at: OffsetDateTime,
+}
+
 async fn read(
     connection: &mut PgConnection,
+    context: &ContextSigner,
     clock: &DatabaseClock,
-    has_changed: bool,
-    max_gap: Option<Duration>,
+    change: Option<ClockChange>,
 ) -> Result<ClockReading, sqlx::Error> {
+    let has_changed = change.as_ref().is_some_and(|change| change.is_noticed);
+    let max_gap = change.as_ref().and_then(|change| change.max_gap);
+    let max_gap = max_gap.map(|gap| i64::try_from(gap.as_micros()).unwrap_or(i64::MAX));
+    let issued_at = change.map(|change| timestamp::to_micros(change.at));
+    let mac = issued_at.map(|issued_at| {
+        let gap = max_gap.unwrap_or(-1).to_be_bytes();
+        let values = [&[u8::from(has_changed)][..], &gap, &issued_at.to_be_bytes()];
+        context.sign_decision("observe_clock", &values)
+    });
+    let (key_id, mac) = mac.map(|SignedDecision { key_id, mac }| (key_id, mac)).unzip();
     let sent_at = clock.monotonic();
     let row = sqlx::query!(
         r#"SELECT present AS "present!", epoch AS "epoch!", started_at AS "started_at!"
-           FROM observe_clock($1, $2)"#,
+           FROM observe_clock($1, $2, $3, $4, $5)"#,
         has_changed,
-        max_gap.map(interval),
+        max_gap,
+        issued_at,
+        key_id.as_ref().map(|id| &id[..]),
+        mac.as_ref().map(|mac| &mac[..]),
     )
     .fetch_one(connection)
     .await?;

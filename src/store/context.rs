@@ -295,7 +295,7 @@ impl ContextSigner {
         let _turn = self.0.renewal.lock().await;
         if self.0.clock.last_read_at().is_none_or(|read_at| read_at < refused_at) {
             let mut connection = pools.requests().acquire().await?;
-            clock::synchronize(&mut connection, &self.0.clock, None).await?;
+            clock::synchronize(&mut connection, self, &self.0.clock, None).await?;
         }
         Ok(())
     }

@@ -2,13 +2,60 @@
 //! disturb other workspaces. `injected_sql.rs` describes the attacker.
 
 use call2me_auth::model::id;
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::{AssertSqlSafe, Executor, Row as _};
 use uuid::Uuid;
 
 use crate::{
-    fixture::TestApp,
-    injected_sql::{Injection, assert_denied, id_of, workspace_of},
+    fixture::{TestApp, context_key},
+    injected_sql::{Injection, assert_denied, fetch, id_of, workspace_of},
+    isolation::database_time,
 };
+
+/// An epoch restarts the idle times and the pauses of all workspaces.
+#[tokio::test]
+async fn epoch_of_the_clock_begins_only_with_mac() {
+    let app = TestApp::start().await;
+    let mut injection = Injection::new(&app).await;
+    let (key, now) = (context_key(), database_time(&mut injection.0).await);
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let sign = |has_changed: bool, gap: i64, issued_at: i64| {
+        let values = [&[u8::from(has_changed)][..], &gap.to_be_bytes(), &issued_at.to_be_bytes()];
+        key.sign_decision("observe_clock", &values)
+    };
+    let observe = |has_changed: &str, gap: &str, issued_at: i64, mac: [u8; 32]| {
+        format!(
+            "SELECT observe_clock({has_changed}, {gap}, {issued_at}, '\\x{}', '\\x{}')",
+            hex(&key.id()),
+            hex(&mac)
+        )
+    };
+    let minute = 60_000_000;
+    for sql in [
+        "SELECT observe_clock(true, NULL, NULL, NULL, NULL)".to_owned(),
+        "SELECT observe_clock(false, 0, NULL, NULL, NULL)".to_owned(),
+        observe("true", "NULL", now, [0; 32]),
+        observe("true", "NULL", now, sign(false, -1, now)),
+        observe("true", "NULL", now, sign(true, -1, now - 1)),
+        observe("false", "0", now, sign(false, minute, now)),
+        observe("NULL", "0", now, sign(false, 0, now)),
+    ] {
+        assert_denied(&mut injection.0, &sql).await;
+    }
+    // A genuine MAC that leaked.
+    let late = observe("true", "NULL", now - minute, sign(true, -1, now - minute));
+    let error = injection.0.execute(AssertSqlSafe(late)).await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "MC001", "{error}");
+    let reading = "SELECT observe_clock(false, NULL, NULL, NULL, NULL)";
+    injection.0.execute(reading).await.unwrap();
+    let epoch = async || fetch(&app, "SELECT epoch FROM clock_epoch").await.get::<i64, _>(0);
+    let before = epoch().await;
+    injection
+        .0
+        .execute(AssertSqlSafe(observe("true", "NULL", now, sign(true, -1, now))))
+        .await
+        .unwrap();
+    assert_eq!(epoch().await, before + 1);
+}
 
 /// A user may send a limited number of invitations a day, from all workspaces.
 #[tokio::test]
