@@ -155,8 +155,9 @@ GRANT SELECT, INSERT, UPDATE (attempts) ON unknown_credential_counts TO call2me_
 -- Partitions
 
 -- Creates the partitions of events and of segments for the month of `p_time`, unless they exist.
+-- Only the owner may.
 CREATE FUNCTION create_audit_partition(p_time timestamptz) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    LANGUAGE plpgsql SET search_path = public, pg_temp
     AS $$
     DECLARE
         month_start timestamptz := date_trunc('month', p_time, 'UTC');
@@ -166,9 +167,6 @@ CREATE FUNCTION create_audit_partition(p_time timestamptz) RETURNS void
         parent text;
         partition text;
     BEGIN
-        IF abs(extract(epoch FROM p_time - now())) > 20 * 366 * 86400 THEN
-            RAISE EXCEPTION 'the time of a partition is out of range: %', p_time;
-        END IF;
         FOREACH parent IN ARRAY ARRAY['audit_events', 'audit_chain_segments'] LOOP
             partition := parent || to_char(month_start AT TIME ZONE 'UTC', '_YYYY_MM');
             CONTINUE WHEN to_regclass('public.' || partition) IS NOT NULL;
@@ -193,6 +191,29 @@ CREATE FUNCTION create_audit_partition(p_time timestamptz) RETURNS void
                     partition, month_start, month_end);
             END IF;
         END LOOP;
+    END
+    $$;
+
+-- As above, for the role. It creates partitions within three months of the present only: a query of
+-- a log locks each partition that may have its events, and a few dozen queries of hundreds of
+-- partitions need more locks than PostgreSQL has.
+CREATE FUNCTION create_present_audit_partition(p_time timestamptz) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        suffix CONSTANT text := to_char(p_time AT TIME ZONE 'UTC', '_YYYY_MM');
+        present CONSTANT timestamptz := database_time();
+    BEGIN
+        IF to_regclass('public.audit_events' || suffix) IS NOT NULL
+            AND to_regclass('public.audit_chain_segments' || suffix) IS NOT NULL
+        THEN
+            RETURN;
+        END IF;
+        IF p_time BETWEEN present - interval '3 months' AND present + interval '3 months' THEN
+            PERFORM create_audit_partition(p_time);
+        ELSE
+            RAISE EXCEPTION 'the time of a partition is out of range: %', p_time;
+        END IF;
     END
     $$;
 
@@ -433,11 +454,11 @@ CREATE FUNCTION list_pending_prune_events(
                          ELSE false END)
     $$;
 
-REVOKE ALL ON FUNCTION create_audit_partition, append_audit_events,
+REVOKE ALL ON FUNCTION create_audit_partition, create_present_audit_partition, append_audit_events,
     prune_unknown_credential_counts, list_outbox_entries_after, find_outbox_entry_after,
     find_chain_heads, append_chain_segments, list_audited_workspaces, list_unsealed_event_ids, outbox_bounds,
     list_pending_prune_events FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION create_audit_partition, append_audit_events,
+GRANT EXECUTE ON FUNCTION create_present_audit_partition, append_audit_events,
     prune_unknown_credential_counts, list_outbox_entries_after, find_outbox_entry_after,
     find_chain_heads, append_chain_segments, list_audited_workspaces, list_unsealed_event_ids, outbox_bounds,
     list_pending_prune_events TO call2me_auth_app;

@@ -216,10 +216,11 @@ impl Store {
     /// Creates the audit log partitions for the month of `now` and the next two, unless they exist.
     ///
     /// # Errors
-    /// [`StoreError`] if the query fails.
+    /// [`StoreError`] if the query fails, or if one is missing that is not within three months of
+    /// the time of PostgreSQL.
     pub async fn create_audit_partitions(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         sqlx::query!(
-            "SELECT create_audit_partition($1::timestamptz + month * interval '1 month')
+            "SELECT create_present_audit_partition($1::timestamptz + month * interval '1 month')
              FROM generate_series(0, 2) AS month",
             now,
         )

@@ -462,7 +462,7 @@ async fn check_retention(app: &TestApp) {
         let now = app.clock.now();
         app.clock.advance((next_month(now) - now).unsigned_abs());
         let now = app.clock.now();
-        app.app.store.create_audit_partitions(now).await.unwrap();
+        app.database.create_audit_partitions(now).await;
         owner = app.sign_in_again(&owner).await;
         app.get("/v1/agents").bearer(&owner.access_token).send().await.expect_status(200);
         app.database.wait_until_sealed().await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use call2me_auth::cache_invalidation::InvalidationSink as _;
+use call2me_auth::{cache_invalidation::InvalidationSink as _, env::Clock as _};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -205,16 +205,20 @@ async fn event_with_refused_data_does_not_affect_others() {
 
 #[tokio::test]
 async fn events_wait_for_partition_that_cannot_be_created() {
-    let (app, dana, key) = app_with_key().await;
+    // The service creates the partitions of present months only.
+    let app = TestApp::start_at_system_time(&[]).await;
+    let dana = app.register("acme").await;
+    let key = app.create_key(&dana, "prod", "write").await;
     verify(&app, &key, "/warm").await;
     // Otherwise this event creates the partition again, before the right is revoked.
     eventually("the event is written", async || {
         (count_events(&app.database, "/warm").await == 1).then_some(())
     })
     .await;
-    // The time of the test clock.
-    execute(&app.database, "DROP TABLE audit_events_2026_06").await;
-    let function = "FUNCTION create_audit_partition";
+    let now = app.clock.now();
+    let (year, month) = (now.year(), u8::from(now.month()));
+    execute(&app.database, &format!("DROP TABLE audit_events_{year}_{month:02}")).await;
+    let function = "FUNCTION create_present_audit_partition";
     execute(&app.database, &format!("REVOKE EXECUTE ON {function} FROM call2me_auth_app")).await;
     verify(&app, &key, "/kept").await;
     wait_for_write_failure(&app, "23514").await;

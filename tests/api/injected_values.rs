@@ -11,6 +11,32 @@ use crate::{
     isolation::database_time,
 };
 
+/// Each query of a log locks its partitions, and PostgreSQL has a limited number of locks.
+#[tokio::test]
+async fn role_creates_partitions_of_present_months_only() {
+    let app = TestApp::start().await;
+    let mut injection = Injection::new(&app).await;
+    for call in
+        ["create_audit_partition(now())", "create_audit_partition(now() + interval '10 years')"]
+    {
+        assert_denied(&mut injection.0, &format!("SELECT {call}")).await;
+    }
+    let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_events'::regclass";
+    let before: i64 = fetch(&app, partitions).await.get(0);
+    for month in -239..=239 {
+        let create =
+            format!("SELECT create_present_audit_partition(now() + {month} * interval '1 month')");
+        injection.0.execute(AssertSqlSafe(create)).await.ok();
+    }
+    for time in ["NULL", "'infinity'", "'-infinity'"] {
+        let create = format!("SELECT create_present_audit_partition({time})");
+        injection.0.execute(AssertSqlSafe(create)).await.ok();
+    }
+    let after: i64 = fetch(&app, partitions).await.get(0);
+    // Those of three months before and after it that do not exist yet.
+    assert!((2..=4).contains(&(after - before)), "{before} {after}");
+}
+
 /// An epoch restarts the idle times and the pauses of all workspaces.
 #[tokio::test]
 async fn epoch_of_the_clock_begins_only_with_mac() {

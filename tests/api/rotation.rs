@@ -411,7 +411,7 @@ async fn hygiene_reports_unused_and_over_scoped_keys() {
     };
     assert_eq!(hygiene().await, json!({ "unused": [], "over_scoped": [] }));
     let later = app.app.env.clock.now() + time::Duration::days(91);
-    app.app.store.create_audit_partitions(later).await.unwrap();
+    app.database.create_audit_partitions(later).await;
     app.clock.advance(Duration::from_hours(24 * 91));
     let dana = app.sign_in_again(&dana).await;
     send_requests(&app, &reader, "x", 1).await;

@@ -240,7 +240,7 @@ async fn restart_keeps_sessions_keys_and_signing_key() {
 #[tokio::test]
 async fn concurrently_started_nodes_share_one_signing_key() {
     let database = crate::fixture::cluster().empty_database().await;
-    let start = || TestApp::start_on(database.clone(), &[]);
+    let start = || TestApp::start_with_skew(database.clone(), &[], time::Duration::ZERO);
     let (a, b, c) = tokio::join!(start(), start(), start());
     let mut key_sets = Vec::new();
     for app in [&a, &b, &c] {

@@ -136,7 +136,7 @@ impl Writer {
                         has_created_partitions = true;
                         continue;
                     }
-                    // Their time is impossible: the clock of this node is wrong by decades.
+                    // Their time is impossible: PostgreSQL's was another by months.
                     Err(StoreError::Internal(_)) => return Err(error),
                     Err(cause) => error = cause,
                 }

@@ -162,7 +162,7 @@ async fn hundred_concurrent_refreshes_get_same_successor() {
 /// Advances the clock by months and creates the audit log partitions for them.
 async fn advance_clock(app: &TestApp, by: Duration) {
     app.clock.advance(by);
-    app.app.store.create_audit_partitions(app.app.env.clock.now()).await.unwrap();
+    app.database.create_audit_partitions(app.app.env.clock.now()).await;
 }
 
 #[tokio::test]
