@@ -315,28 +315,34 @@ CREATE FUNCTION find_chain_heads(p_workspace_ids uuid[])
 
 -- Appends a segment to each of these chains, adds up the usage in the outbox entries and deletes
 -- them. `p_event_ids` holds the events of all segments, one segment after the other. `p_hashes`
--- holds one value for each segment. `p_now` is a time of the epoch `p_clock_epoch`; NULL if the
--- caller does not follow the clock.
+-- holds one value for each segment. `p_now` is a time of the epoch `p_clock_epoch`, in microseconds
+-- since 1970. The epoch is NULL if the caller does not follow the clock.
+--
+-- Hashes and times are those of a node, which the MAC proves: injected SQL would break the chains
+-- of all workspaces, or change when their keys were last used.
 CREATE FUNCTION append_chain_segments(
-    p_now timestamptz, p_clock_epoch bigint, p_entry_ids bigint[], p_workspace_ids uuid[],
+    p_now bigint, p_clock_epoch bigint, p_entry_ids bigint[], p_workspace_ids uuid[],
     p_first_sequences bigint[], p_last_sequences bigint[], p_previous_hashes bytea[],
-    p_hashes bytea[], p_event_ids uuid[]
+    p_hashes bytea[], p_event_ids uuid[], p_key_id bytea, p_mac bytea
 ) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
         clock CONSTANT clock_epoch := (SELECT c FROM clock_epoch c);
-        now_in_epoch CONSTANT timestamptz := CASE WHEN p_clock_epoch IS NOT NULL THEN p_now END;
+        sealing_time CONSTANT timestamptz := timestamp_of_micros(p_now);
         deleted bigint;
     BEGIN
+        PERFORM require_signed_decision(
+            'append_chain_segments',
+            int8send(p_now) || int8send(coalesce(p_clock_epoch, -1))
+                || sha256(convert_to(p_entry_ids::text, 'UTF8'))
+                || (SELECT sha256(coalesce(string_agg(hash, ''::bytea ORDER BY position), ''))
+                    FROM unnest(p_hashes) WITH ORDINALITY AS segment (hash, position)),
+            p_key_id, p_mac);
         PERFORM pg_advisory_xact_lock(hashtext('seal'));
         IF p_clock_epoch <> clock.epoch THEN
             RAISE EXCEPTION 'the clock has changed' USING ERRCODE = 'MC003';
         END IF;
-        -- The clock may have been set back. The segments of a chain are still in order in the
-        -- partitions.
-        p_now := greatest(p_now, (SELECT max(sealed_at) FROM audit_chain_heads
-                                  WHERE workspace_id = ANY (p_workspace_ids)));
         IF (SELECT coalesce(sum(cardinality(event_ids)), 0) FROM audit_outbox
             WHERE id = ANY (p_entry_ids)) <> cardinality(p_event_ids) THEN
             RAISE EXCEPTION 'the audit outbox has changed';
@@ -350,22 +356,29 @@ CREATE FUNCTION append_chain_segments(
         ) THEN
             RAISE EXCEPTION 'the end of a chain has changed';
         END IF;
+        -- The clock may have been set back. The segments of a chain are still in order in the
+        -- partitions.
         INSERT INTO audit_chain_segments (workspace_id, first_sequence, last_sequence,
                                           previous_hash, event_ids, hashes, sealed_at)
         SELECT workspace, first, last, previous,
-               p_event_ids[end_index - (last - first) : end_index], hash, p_now
+               p_event_ids[end_index - (last - first) : end_index], segments.hash,
+               greatest(sealing_time, head.sealed_at)
         FROM (
             SELECT *, sum(last - first + 1) OVER (ORDER BY position)::integer AS end_index
             FROM unnest(p_workspace_ids, p_first_sequences, p_last_sequences, p_previous_hashes,
                         p_hashes) WITH ORDINALITY
                 AS segment (workspace, first, last, previous, hash, position)
-        ) segments;
+        ) segments
+        LEFT JOIN audit_chain_heads head ON head.workspace_id = segments.workspace;
         INSERT INTO audit_chain_heads AS head (workspace_id, sequence, hash, sealed_at)
-        SELECT workspace, last, substring(hash FROM octet_length(hash) - 31), p_now
+        SELECT workspace, last, substring(segment.hash FROM octet_length(segment.hash) - 31),
+               sealing_time
         FROM unnest(p_workspace_ids, p_last_sequences, p_hashes) AS segment (workspace, last, hash)
         ON CONFLICT (workspace_id) DO UPDATE
-            SET sequence = excluded.sequence, hash = excluded.hash, sealed_at = excluded.sealed_at;
-        PERFORM add_key_usage(p_entry_ids, clock, now_in_epoch);
+            SET sequence = excluded.sequence, hash = excluded.hash,
+                sealed_at = greatest(head.sealed_at, excluded.sealed_at);
+        PERFORM add_key_usage(p_entry_ids, clock,
+                              CASE WHEN p_clock_epoch IS NOT NULL THEN sealing_time END);
         DELETE FROM audit_outbox WHERE id = ANY (p_entry_ids);
         GET DIAGNOSTICS deleted = ROW_COUNT;
         IF deleted <> cardinality(p_entry_ids) THEN

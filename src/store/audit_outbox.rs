@@ -3,14 +3,19 @@
 //! One transaction seals events, counts the key usage in them and deletes their outbox entries, so
 //! each event is sealed once and counted once. [`crate::audit`] runs the sealer.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{
+    Store, StoreError,
+    context::{ContextSigner, SignedDecision},
+};
 use crate::model::{
     audit::{ChainHash, ChainSegment, EventDigest},
     id::{EventId, Id, WorkspaceId},
+    timestamp,
 };
 
 /// The idle timeout of a sealing transaction, in milliseconds. A sealer that hangs must not block
@@ -32,6 +37,7 @@ pub struct OutboxEntry {
 #[derive(Debug)]
 pub struct SealingTransaction {
     tx: Transaction<'static, Postgres>,
+    context: ContextSigner,
 }
 
 impl Store {
@@ -53,7 +59,8 @@ impl Store {
         )
         .fetch_one(&mut *tx)
         .await?;
-        Ok(is_ours.then_some(SealingTransaction { tx }))
+        let context = self.context.clone();
+        Ok(is_ours.then_some(SealingTransaction { tx, context }))
     }
 }
 
@@ -163,8 +170,18 @@ impl SealingTransaction {
             segments.iter().map(|segment| concat_hashes(&segment.events)).collect();
         let ids: Vec<Uuid> =
             segments.iter().flat_map(|segment| &segment.events).map(|(id, _)| id.uuid()).collect();
+        let now = timestamp::to_micros(now);
+        let SignedDecision { key_id, mac } = self.context.sign_decision(
+            "append_chain_segments",
+            &[
+                &now.to_be_bytes(),
+                &clock_epoch.unwrap_or(-1).to_be_bytes(),
+                digest(&SHA256, array_text(&entries).as_bytes()).as_ref(),
+                digest(&SHA256, &hashes.concat()).as_ref(),
+            ],
+        );
         sqlx::query!(
-            r#"SELECT append_chain_segments($1, $2, $3, $4, $5, $6, $7, $8, $9) AS "done""#,
+            r#"SELECT append_chain_segments($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS "done""#,
             now,
             clock_epoch,
             &entries,
@@ -174,6 +191,8 @@ impl SealingTransaction {
             &previous as _,
             &hashes,
             &ids,
+            &key_id,
+            &mac,
         )
         .fetch_one(&mut *self.tx)
         .await?;
@@ -183,4 +202,10 @@ impl SealingTransaction {
 
 fn concat_hashes(events: &[(EventId, ChainHash)]) -> Vec<u8> {
     events.iter().flat_map(|(_, hash)| *hash.as_bytes()).collect()
+}
+
+/// Returns an array as PostgreSQL formats it.
+fn array_text(numbers: &[i64]) -> String {
+    let numbers: Vec<_> = numbers.iter().map(i64::to_string).collect();
+    format!("{{{}}}", numbers.join(","))
 }

@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use crate::{
     fixture::{TestApp, context_key},
-    injected_sql::{Injection, assert_denied, fetch, id_of, workspace_of},
+    injected_sql::{
+        Injection, assert_denied, execute, fetch, id_of, register_writer, workspace_of,
+    },
     isolation::database_time,
 };
 
@@ -35,6 +37,76 @@ async fn role_creates_partitions_of_present_months_only() {
     let after: i64 = fetch(&app, partitions).await.get(0);
     // Those of three months before and after it that do not exist yet.
     assert!((2..=4).contains(&(after - before)), "{before} {after}");
+}
+
+/// The chains and the times of last uses are those of all workspaces.
+#[tokio::test]
+async fn seal_needs_its_mac() {
+    let app = TestApp::start().await;
+    let (mallory, _) = register_writer(&app).await;
+    app.database.wait_until_sealed().await;
+    let mut injection = Injection::new(&app).await;
+    let mut tx = injection.begin_as(&mallory).await;
+    let (key, now) = (context_key(), database_time(&mut tx).await);
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let digest = |text: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text);
+    let (entries, hashes) = (digest(b"{}"), digest(b""));
+    let sign = |now: i64, epoch: i64| {
+        let values =
+            [&now.to_be_bytes()[..], &epoch.to_be_bytes(), entries.as_ref(), hashes.as_ref()];
+        key.sign_decision("append_chain_segments", &values)
+    };
+    let seal = |now: i64, epoch: &str, mac: [u8; 32]| {
+        let none = ["'{}'"; 7].join(", ");
+        format!(
+            "SELECT append_chain_segments({now}, {epoch}, {none}, '\\x{}', '\\x{}')",
+            hex(&key.id()),
+            hex(&mac)
+        )
+    };
+    let hour = 3_600_000_000;
+    for sql in [
+        seal(now, "NULL", [0; 32]),
+        seal(now + hour, "NULL", sign(now, -1)),
+        seal(now - hour, "0", sign(now, 0)),
+        seal(now, "0", sign(now, -1)),
+        seal(now, "NULL", sign(now, -1)).replacen("'{}'", "'{1}'", 1),
+        seal(now, "NULL", sign(now, -1))
+            .replace("'{}', '\\x", "ARRAY[gen_random_uuid()], '\\x")
+            .replacen("'{}', ARRAY[", "'{x}', ARRAY[", 1),
+    ] {
+        assert_denied(&mut tx, &sql).await;
+    }
+    tx.execute(AssertSqlSafe(seal(now, "NULL", sign(now, -1)))).await.unwrap();
+}
+
+/// The time of a seal does not go back in its own chain, whatever those of other chains are.
+#[tokio::test]
+async fn seal_time_of_a_workspace_affects_no_other() {
+    let app = TestApp::start().await;
+    let [acme, mallory] = [app.register("acme").await, app.register("mallory").await];
+    app.database.wait_until_sealed().await;
+    let later = "2026-08-14 00:00:00+00";
+    let delay = format!(
+        "UPDATE audit_chain_heads SET sealed_at = '{later}' WHERE workspace_id = '{}'",
+        workspace_of(&mallory)
+    );
+    execute(&app, delay).await;
+    // Held back, so that one transaction seals the events of both.
+    let mut blocking = app.database.connect().await;
+    blocking.execute("SELECT pg_advisory_lock(hashtext('seal'))").await.unwrap();
+    for user in [&acme, &mallory] {
+        app.create_key(user, "k", "write").await;
+    }
+    blocking.execute("SELECT pg_advisory_unlock(hashtext('seal'))").await.unwrap();
+    app.database.wait_until_sealed().await;
+    for (user, is_later) in [(&acme, false), (&mallory, true)] {
+        let sealed_at = format!(
+            "SELECT max(sealed_at) = '{later}' FROM audit_chain_segments WHERE workspace_id = '{}'",
+            workspace_of(user)
+        );
+        assert_eq!(fetch(&app, sealed_at).await.get::<bool, _>(0), is_later);
+    }
 }
 
 /// An epoch restarts the idle times and the pauses of all workspaces.
