@@ -3,7 +3,7 @@
 -- The transaction that causes an email inserts it, without any secret. It is deleted once sent.
 CREATE TABLE email_outbox (
     id uuid PRIMARY KEY,
-    message jsonb NOT NULL CHECK (pg_column_size(message) <= 1048576),
+    message jsonb NOT NULL,
     -- The address in lower case, by which emails are limited. An index of counts holds it.
     recipient text NOT NULL CHECK (octet_length(recipient) <= 1024),
     -- 'verification' and 'reset': links. 'account': a change of the recipient's account.

@@ -8,7 +8,7 @@ CREATE TABLE documents (
     agent_id uuid,
     body json NOT NULL,
     -- The size of the body as text. A page ends before its documents are too large together.
-    body_bytes integer NOT NULL,
+    body_bytes integer NOT NULL CHECK (body_bytes = octet_length(body::text)),
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL
 );

@@ -68,7 +68,7 @@ impl SettingsValidator<'_> {
         let public_url = self.public_url();
         let allowed_origins = self.allowed_origins();
         let trusted_proxies = self.trusted_proxies();
-        let max_body_bytes = self.number("server.max_body_bytes", 1024, 1 << 30);
+        let max_body_bytes = self.number("server.max_body_bytes", 1024, 16 << 20);
         let handler_timeout = self.seconds("server.handler_timeout_seconds", 3600);
         let header_timeout = self.seconds("server.header_timeout_seconds", 3600);
         let write_timeout = self.seconds("server.write_timeout_seconds", 3600);

@@ -2,16 +2,160 @@
 //! disturb other workspaces. `injected_sql.rs` describes the attacker.
 
 use call2me_auth::model::id;
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor, Row as _};
 use uuid::Uuid;
 
 use crate::{
     fixture::{TestApp, context_key},
     injected_sql::{
-        Injection, assert_denied, execute, fetch, id_of, register_writer, workspace_of,
+        AN_ID, Injection, append_usage, assert_all_refused, assert_denied, execute, fetch, id_of,
+        register_writer, workspace_of,
     },
     isolation::database_time,
 };
+
+/// One row would fill the memory of all nodes, and the audit log of its workspace.
+#[tokio::test]
+async fn large_texts_are_refused() {
+    let app = TestApp::start().await;
+    let (mallory, key) = register_writer(&app).await;
+    let (user, workspace) = (id_of(&mallory), workspace_of(&mallory));
+    let text = "repeat('x', 10000000)";
+    let mut statements: Vec<_> = [
+        "api_keys SET name",
+        "api_keys SET description",
+        "users SET full_name",
+        "oauth_clients SET name",
+        "oauth_clients SET client_uri",
+        "memberships SET full_name",
+        "workspaces SET name",
+        "oauth_grants SET end_reason",
+    ]
+    .map(|column| format!("UPDATE {column} = {text}"))
+    .into();
+    for (table, column, value) in [
+        ("users", "profile", format!("to_json({text})")),
+        ("memberships", "profile", format!("to_json({text})")),
+        ("workspaces", "branding", format!("to_json({text})")),
+        ("oauth_clients", "redirect_uris", format!("ARRAY[{text}]")),
+        ("oauth_grants", "revoked_tokens", "array_fill(gen_random_uuid(), ARRAY[100000])".into()),
+        ("api_keys", "allowed_ips", "array_fill('192.0.2.0/24'::cidr, ARRAY[100000])".into()),
+    ] {
+        statements.push(format!("UPDATE {table} SET {column} = {value}"));
+    }
+    statements.extend([
+        format!(
+            "INSERT INTO sessions SELECT (jsonb_populate_record(s, jsonb_build_object(
+                 'id', gen_random_uuid(), 'user_agent', {text}))).* FROM sessions s
+             WHERE user_id = '{user}' LIMIT 1"
+        ),
+        format!(
+            "SELECT insert_api_key(gen_random_uuid(), '{workspace}', {text}, NULL, 'write',
+                 sha256('k'), 'a', 'b', '{{}}', now(), NULL, NULL, NULL, NULL, NULL)"
+        ),
+        format!(
+            "INSERT INTO documents VALUES (gen_random_uuid(), '{workspace}', 'agent', NULL,
+                 to_json({text}), 0, now(), now())"
+        ),
+        format!(
+            "INSERT INTO audit_events (id, workspace_id, action, actor_type, metadata)
+             VALUES (uuidv7_lower_bound(now()), '{workspace}', 'x', 'user',
+                     jsonb_build_object('x', {text}))"
+        ),
+        append_usage("2026-06-15", &format!("'{key}'"), text, [AN_ID; 2], "1"),
+    ]);
+    assert_all_refused(&app, &mallory, &statements).await;
+}
+
+/// As the audit writer passes them.
+#[tokio::test]
+async fn large_values_of_audit_events_are_refused() {
+    let app = TestApp::start().await;
+    let (mallory, _) = register_writer(&app).await;
+    let workspace = workspace_of(&mallory);
+    let append = |name: &str, path: &str, metadata: &str, events: usize| {
+        let array = |value: &str| format!("array_fill({value}, ARRAY[{events}])");
+        let [none, no_text] = [array("NULL::uuid"), array("NULL::text")];
+        let ids = format!(
+            "ARRAY(SELECT uuidv7_lower_bound('2026-06-15'::timestamptz + n * interval '1 second')
+                   FROM generate_series(1, {events}) n)"
+        );
+        let usage = ["'{}'"; 12].join(", ");
+        format!(
+            "SELECT append_audit_events({ids}, {}, {}, {}, {none}, {}, {no_text}, {none},
+                 {no_text}, {none}, {no_text}, {}, {}, {}, {no_text}, {}, {},
+                 decode(repeat('00', 32 * {events}), 'hex'), '2026-06-15', {usage}, false)",
+            array(&format!("'{workspace}'::uuid")),
+            array("'x'::text"),
+            array("'user'::text"),
+            array(name),
+            array(path),
+            array("NULL::smallint"),
+            array("NULL::inet"),
+            array("NULL::bigint"),
+            array(metadata),
+        )
+    };
+    let (text, small, none) = ("repeat('x', 10000000)", "'x'::text", "'{}'::jsonb");
+    let large = format!("jsonb_build_object('x', {text})");
+    assert_all_refused(
+        &app,
+        &mallory,
+        &[
+            append(text, small, none, 1),
+            append(small, text, none, 1),
+            append(small, small, &large, 1),
+            append(small, small, none, 1001),
+        ],
+    )
+    .await;
+    let mut injection = Injection::new(&app).await;
+    let usual = append("repeat('x', 512)", "repeat('x', 512)", none, 1000);
+    injection.0.execute(AssertSqlSafe(usual)).await.unwrap();
+}
+
+/// Also the columns of tables that are added later. Each check is evaluated with a large value.
+#[tokio::test]
+async fn every_text_array_and_json_has_a_limit() {
+    let app = TestApp::start().await;
+    let mut connection = app.database.connect().await;
+    let columns: Vec<(String, String, String, Vec<String>)> = sqlx::query_as(
+        "SELECT c.relname::text, a.attname::text, format_type(a.atttypid, NULL),
+                ARRAY(SELECT pg_get_expr(k.conbin, k.conrelid) FROM pg_constraint k
+                      WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.conkey = ARRAY[a.attnum])
+         FROM pg_class c
+         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+         JOIN pg_type t ON t.oid = a.atttypid
+         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+           AND c.relname <> '_sqlx_migrations'
+           AND (t.typcategory IN ('A', 'S') OR t.typname IN ('bytea', 'json', 'jsonb'))",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert!(columns.len() > 100, "{}", columns.len());
+    for (table, column, kind, checks) in columns {
+        // More than the limit of each, without a copy of 70 MB for all.
+        let is_large = ["body", "sealed_response"].contains(&column.as_str());
+        let bytes = if is_large { 70_000_000 } else { 2_000_000 };
+        let large = match kind.as_str() {
+            "bytea" => format!("decode(repeat('00', {bytes}), 'hex')"),
+            "json" | "jsonb" => format!("to_{kind}(repeat('x', {bytes}))"),
+            "text" => format!("repeat('x', {bytes})"),
+            "text[]" => "array_fill('x'::text, ARRAY[20000])".to_owned(),
+            array if array.ends_with("[]") => format!("array_fill(NULL::{array}, ARRAY[20000])"),
+            other => panic!("{table}.{column} is a {other}: does it have a limit?"),
+        }
+        .replace("[], ARRAY", ", ARRAY");
+        let checks = checks.join(") AND (");
+        assert!(!checks.is_empty(), "{table}.{column} has no check");
+        let check = format!("SELECT ({checks}) FROM (SELECT {large} AS {column}) value");
+        let is_accepted: Option<bool> =
+            connection.fetch_one(AssertSqlSafe(check)).await.unwrap().get(0);
+        assert_eq!(is_accepted, Some(false), "{table}.{column}: {checks}");
+    }
+}
 
 /// Each query of a log locks its partitions, and PostgreSQL has a limited number of locks.
 #[tokio::test]
@@ -187,23 +331,18 @@ async fn injected_invitations_use_up_no_limit_of_another_user() {
     for (credential, email) in
         [(&acme.access_token, "a@new.example"), (&key.secret, "b@new.example")]
     {
-        let body = serde_json::json!({ "email": email, "role": "viewer" });
+        let body = json!({ "email": email, "role": "viewer" });
         let invite = app.post("/v1/invitations").bearer(credential).json(body);
         invite.send().await.expect_status(201);
     }
     // Its own count.
-    let body = serde_json::json!({ "email": "c@new.example", "role": "viewer" });
-    let other = app
-        .post("/v1/workspaces")
-        .bearer(&mallory.access_token)
-        .json(serde_json::json!({ "name": "b" }));
+    let body = json!({ "email": "c@new.example", "role": "viewer" });
+    let other =
+        app.post("/v1/workspaces").bearer(&mallory.access_token).json(json!({ "name": "b" }));
     let other = other.send().await.expect_status(201);
     let switch = app.request_as(&mallory.access_token, "POST", "/v1/auth/switch-workspace");
-    let switch = switch
-        .json(serde_json::json!({ "workspace_id": other["id"] }))
-        .send()
-        .await
-        .expect_status(200);
+    let switch =
+        switch.json(json!({ "workspace_id": other["id"] })).send().await.expect_status(200);
     let token = switch["access_token"].as_str().unwrap();
     let invite = app.post("/v1/invitations").bearer(token).json(body).send().await;
     invite.assert_error(409, "conflict");

@@ -200,7 +200,7 @@ async fn writes_to_other_workspace_fail_or_change_nothing() {
     for sql in [
         "UPDATE workspaces SET name = 'x'",
         "UPDATE api_keys SET revoked_at = now()",
-        "UPDATE documents SET body = '{}'",
+        "UPDATE documents SET body = '{}', body_bytes = 2",
         "DELETE FROM documents",
         "UPDATE invitations SET closed_at = now()",
         "UPDATE memberships SET role = 'owner'",
