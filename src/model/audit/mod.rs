@@ -7,16 +7,17 @@ mod chain;
 mod checkpoint;
 mod event;
 mod filter;
+mod metadata;
 
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
-use serde::{Serialize, Serializer};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
     id::{ApiKeyId, ClientId, EventId, GrantId, Id, RequestId, SessionId, UserId, WorkspaceId},
     principal::{Credential, Principal},
+    text::truncate_bytes,
     usage::KeyUse,
     user::User,
 };
@@ -25,6 +26,7 @@ pub use chain::{ChainHash, ChainSegment, EventDigest};
 pub use checkpoint::{Checkpoint, PruneRecord, SignedCheckpoint};
 pub use event::{Event, EventActor, EventRequest, EventTarget, PublicId};
 pub use filter::EventFilter;
+pub use metadata::Metadata;
 
 macro_rules! actions {
     ($($(#[$doc:meta])* $action:ident = $name:literal;)*) => {
@@ -201,6 +203,10 @@ impl ActorType {
     }
 }
 
+/// Maximum length of the name of an actor or a target, in bytes; longer ones are cut. The limits of
+/// names are lower, but injected SQL may have stored others.
+const MAX_NAME_BYTES: usize = 512;
+
 /// The name of the actor that presented an API key only to revoke it.
 pub const KEY_HOLDER_NAME: &str = "holder of the key";
 
@@ -345,63 +351,13 @@ pub struct NewEvent {
     pub key_use: KeyUse,
 }
 
-/// Additional data of an event. Its names are sorted, because the canonical form requires it.
-#[derive(Debug, Clone, Default)]
-pub enum Metadata {
-    /// No additional data.
-    #[default]
-    None,
-    /// A gateway asked about the request (forward-auth). The request itself is not proven: a holder
-    /// of a key can ask about requests that were never made.
-    ForwardAuth,
-    /// An OAuth client acted under a grant.
-    Grant {
-        /// The grant.
-        grant: GrantId,
-        /// The user that granted it; `None` for a client credentials grant.
-        user: Option<UserId>,
-    },
-    /// A JSON object; create it with [`Metadata::object`].
-    Object(Value),
-}
-
-impl Metadata {
-    /// Returns true if there is no additional data.
-    #[must_use]
-    pub fn is_none(&self) -> bool {
-        match self {
-            Self::None => true,
-            Self::ForwardAuth | Self::Grant { .. } => false,
-            Self::Object(object) => object.as_object().is_some_and(serde_json::Map::is_empty),
-        }
-    }
-
-    /// Creates metadata from a JSON object, and sorts its names.
-    #[must_use]
-    pub fn object(mut object: Value) -> Self {
-        object.sort_all_objects();
-        Self::Object(object)
-    }
-}
-
-impl Serialize for Metadata {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::None => serializer.collect_map::<&str, &str, _>([]),
-            Self::ForwardAuth => serializer.collect_map([("via", "verify")]),
-            Self::Grant { grant, user } => {
-                let user = user.map(|user| ("user_id", user.to_string()));
-                serializer.collect_map([("grant_id", grant.to_string())].into_iter().chain(user))
-            }
-            Self::Object(object) => object.serialize(serializer),
-        }
-    }
-}
-
 impl NewEvent {
     /// Creates an event without target, request and metadata.
     #[must_use]
-    pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, actor: Actor) -> Self {
+    pub fn new(id: EventId, workspace_id: WorkspaceId, action: Action, mut actor: Actor) -> Self {
+        if let Some(name) = actor.name.take_if(|name| name.len() > MAX_NAME_BYTES) {
+            actor.name = Some(truncate_bytes(&name, MAX_NAME_BYTES).into());
+        }
         let (target, request, metadata, key_use) = (None, None, Metadata::None, KeyUse::None);
         Self { id, workspace_id, action, actor, target, request, metadata, key_use }
     }
@@ -409,8 +365,26 @@ impl NewEvent {
     /// Sets the target.
     #[must_use]
     pub fn with_target<T: Id>(mut self, id: T, name: impl Into<Option<String>>) -> Self {
-        self.target = Some(Target { kind: T::PREFIX, id: id.uuid(), name: name.into() });
+        let mut name = name.into();
+        if let Some(name) = &mut name {
+            name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
+        }
+        self.target = Some(Target { kind: T::PREFIX, id: id.uuid(), name });
         self
+    }
+
+    /// Returns the approximate number of bytes that the event takes in a statement.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        /// The ids, numbers, digests and short texts.
+        const FIXED: usize = 512;
+        let request = self.request.as_ref().map_or(0, |(request, _)| {
+            // Once for the event and once for its usage.
+            2 * (request.path.len() + request.user_agent.as_ref().map_or(0, String::len))
+        });
+        let actor = self.actor.name.as_ref().map_or(0, |name| name.len());
+        let target = self.target.as_ref().and_then(|target| target.name.as_ref());
+        FIXED + request + actor + target.map_or(0, String::len) + self.metadata.size()
     }
 
     /// Sets the request and the response status. `now` is the time on the monotonic clock.
@@ -425,7 +399,28 @@ impl NewEvent {
     /// Sets the metadata to a JSON object.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Value) -> Self {
-        self.metadata = Metadata::object(metadata);
+        self.metadata = Metadata::object(metadata).shortened();
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn long_names_of_event_are_cut() {
+        let name = format!("{}é", "n".repeat(MAX_NAME_BYTES - 1));
+        let actor = Actor::api_key(Uuid::nil().into(), &name.as_str().into());
+        let event = NewEvent::new(Uuid::nil().into(), Uuid::nil().into(), Action::Request, actor)
+            .with_target(ApiKeyId::from(Uuid::nil()), name.clone());
+        let cut = &name[..MAX_NAME_BYTES - 1];
+        assert_eq!(event.actor.name.as_deref(), Some(cut));
+        assert_eq!(event.target.as_ref().and_then(|target| target.name.as_deref()), Some(cut));
+        let size = event.size();
+        let larger = event.with_metadata(json!({ "x": "x".repeat(1000) }));
+        assert!(size > 2 * cut.len() && larger.size() > size + 1000);
     }
 }
