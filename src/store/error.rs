@@ -112,6 +112,15 @@ impl StoreError {
         self.sqlstate().as_deref() == Some("57014")
     }
 
+    /// Returns true if the work took too long, or PostgreSQL had too little memory for it. A part
+    /// of it may succeed.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::Unavailable(sqlx::Error::PoolTimedOut))
+            || self.is_statement_timeout()
+            || self.sqlstate().as_deref() == Some("53200")
+    }
+
     /// Returns true if a row with the same unique key exists.
     #[must_use]
     pub fn is_duplicate(&self) -> bool {

@@ -203,6 +203,41 @@ async fn event_with_refused_data_does_not_affect_others() {
     assert_eq!(count_events(&database, "/refused").await, 0);
 }
 
+/// A batch that takes PostgreSQL too long, or too much memory, is written in parts.
+#[tokio::test]
+async fn batch_that_is_too_large_is_written_in_parts() {
+    for failure in ["PERFORM pg_sleep(60)", "RAISE EXCEPTION USING ERRCODE = '53200'"] {
+        let app = TestApp::start_with(&[("database.statement_timeout_seconds", "1")]).await;
+        let dana = app.register("acme").await;
+        let key = app.create_key(&dana, "prod", "write").await;
+        verify(&app, &key, "/warm").await;
+        // The requests meanwhile form one batch.
+        let mut blocking = app.database.connect().await;
+        let lock = "BEGIN; LOCK TABLE audit_events";
+        blocking.execute(sqlx::raw_sql(lock)).await.unwrap();
+        let sql = format!(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF (SELECT count(*) FROM inserted) > 3 THEN {failure}; END IF;
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER fail AFTER INSERT ON audit_events REFERENCING NEW TABLE AS inserted
+                 FOR EACH STATEMENT EXECUTE FUNCTION fail(); COMMIT"
+        );
+        for _ in 0..12 {
+            verify(&app, &key, "/kept").await;
+        }
+        blocking.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
+        eventually("the events are written", async || {
+            (count_events(&app.database, "/kept").await == 12).then_some(())
+        })
+        .await;
+        let sqlstate = if failure.contains("53200") { "53200" } else { "57014" };
+        assert!(app.app.audit.counts().failures().contains_key(sqlstate), "{failure}");
+        assert_eq!(lost_events(&app), 0);
+    }
+}
+
 #[tokio::test]
 async fn events_wait_for_partition_that_cannot_be_created() {
     // The service creates the partitions of present months only.

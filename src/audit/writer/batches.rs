@@ -22,6 +22,8 @@ use crate::{
 
 /// Maximum number of events in one statement.
 const BATCH: usize = 1000;
+/// Approximate maximum size of a statement, in bytes.
+const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Pause between two batches, in which the next one accumulates. A commit costs PostgreSQL as much
 /// as inserting dozens of events, so events should share commits. At 2,000 requests a second, a
 /// pause of one millisecond took twice as much of PostgreSQL's time.
@@ -30,6 +32,8 @@ const BATCH_PAUSE: Duration = Duration::from_millis(10);
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 /// Maximum pause between two attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// Number of attempts that may take too long, or too much memory, before a batch is split.
+const MAX_LARGE_ATTEMPTS: u32 = 2;
 /// Timeout of one attempt to insert a batch, and of the steps that prepare the next one.
 const INSERT_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -76,30 +80,33 @@ impl Writer {
     }
 
     /// Writes a batch, however long PostgreSQL cannot do it.
+    ///
+    /// A part that PostgreSQL refuses is split in two, until the event that it refuses is alone. No
+    /// part has events of two attempts: one that seems to have failed may have stored all of its
+    /// events.
     async fn write(&mut self, batch: &mut Vec<Queued>) {
-        if let Err(error) = self.insert_with_retry(batch, false).await {
-            warn!(%error, "cannot write a batch of audit events; writing them one by one");
-            for queued in batch.drain(..) {
-                self.write_one(queued).await;
+        let mut parts: Vec<_> = part_lengths(batch).into_iter().map(|n| (n, false)).collect();
+        parts.reverse();
+        self.counts.begin_batch(self.env.clock.monotonic());
+        while let Some((length, is_retry)) = parts.pop() {
+            match self.insert_with_retry(&batch[..length], is_retry).await {
+                Ok(()) => self.committed(batch.drain(..length)),
+                Err(error) if length > 1 => {
+                    warn!(%error, length, "cannot write a batch of audit events; splitting it");
+                    parts.extend([(length - length / 2, true), (length / 2, true)]);
+                    continue;
+                }
+                Err(error) => {
+                    for Queued { event, .. } in batch.drain(..length) {
+                        self.counts.lost.fetch_add(1, Relaxed);
+                        let event = event.id;
+                        error!(%error, %event, "an audit event was lost: PostgreSQL refused it");
+                    }
+                }
             }
+            self.counts.begin_batch(self.env.clock.monotonic());
         }
-        self.committed(batch.drain(..));
         self.counts.end_batch();
-    }
-
-    /// Writes one event, so that an event that PostgreSQL refuses does not affect the others.
-    async fn write_one(&mut self, queued: Queued) {
-        match self.insert_with_retry(std::slice::from_ref(&queued), true).await {
-            Ok(()) => self.committed([queued]),
-            Err(error) => {
-                self.counts.lost.fetch_add(1, Relaxed);
-                error!(
-                    %error,
-                    event = %queued.event.id,
-                    "an audit event was lost: PostgreSQL refused it"
-                );
-            }
-        }
     }
 
     fn committed(&self, batch: impl IntoIterator<Item = Queued>) {
@@ -114,15 +121,16 @@ impl Writer {
     }
 
     /// Inserts events, and tries again until it succeeds. `is_retry`: an earlier attempt may have
-    /// inserted them. Returns an error only if PostgreSQL refuses the events themselves.
+    /// inserted them. Returns an error only if PostgreSQL refuses the events themselves, or if
+    /// there are too many for one statement.
     async fn insert_with_retry(
         &mut self,
         batch: &[Queued],
         mut is_retry: bool,
     ) -> Result<(), StoreError> {
-        self.counts.begin_batch(self.env.clock.monotonic());
         let mut pause = MIN_PAUSE;
         let mut has_created_partitions = false;
+        let mut large_attempts = 0;
         loop {
             let events = batch.iter().map(|queued| &queued.event);
             let insert = self.connection.append_audit_events(events, is_retry);
@@ -130,6 +138,8 @@ impl Writer {
                 return Ok(());
             };
             self.counts.count_failure(&error);
+            large_attempts += u32::from(error.is_too_large());
+            let is_too_large = batch.len() > 1 && large_attempts >= MAX_LARGE_ATTEMPTS;
             if error.is_partition_missing() && !has_created_partitions {
                 match self.create_partitions(batch).await {
                     Ok(()) => {
@@ -140,7 +150,9 @@ impl Writer {
                     Err(StoreError::Internal(_)) => return Err(error),
                     Err(cause) => error = cause,
                 }
-            } else if is_refused(&error, batch) && self.has_compatible_schema().await {
+            } else if (is_too_large || is_refused(&error, batch))
+                && self.has_compatible_schema().await
+            {
                 return Err(error);
             }
             self.log_failure(&error, batch.len());
@@ -162,7 +174,8 @@ impl Writer {
     }
 
     /// Returns true if the schema is one that this version writes correct events to. Otherwise its
-    /// constraints say nothing about an event.
+    /// constraints say nothing about an event. False if PostgreSQL does not answer: then time-outs
+    /// say nothing about the size of a batch.
     async fn has_compatible_schema(&self) -> bool {
         let check = Store::with_timeout(INSERT_TIMEOUT, self.store.check_schema()).await;
         check.is_ok_and(|mismatch| mismatch.is_none())
@@ -182,4 +195,55 @@ impl Writer {
 fn is_refused(error: &StoreError, batch: &[Queued]) -> bool {
     let is_data_refused = error.is_data_refused() || error.is_partition_missing();
     is_data_refused && !(error.is_duplicate() && batch.len() == 1)
+}
+
+/// Returns the lengths of the parts that a batch is written in.
+fn part_lengths(batch: &[Queued]) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    let mut bytes = MAX_BATCH_BYTES;
+    for queued in batch {
+        let size = queued.event.size();
+        bytes += size;
+        match lengths.last_mut() {
+            Some(length) if bytes <= MAX_BATCH_BYTES => *length += 1,
+            _ => {
+                lengths.push(1);
+                bytes = size;
+            }
+        }
+    }
+    lengths
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::model::audit::{Action, Actor, NewEvent};
+
+    #[test]
+    fn parts_of_a_batch_are_limited_in_bytes() {
+        let queued = |bytes| {
+            let (id, workspace) = (Uuid::nil().into(), Uuid::nil().into());
+            let event = NewEvent::new(id, workspace, Action::Request, Actor::system())
+                .with_metadata(json!({ "x": "x".repeat(bytes) }));
+            Queued { event, written: None }
+        };
+        let batch: Vec<_> = (0..300).map(|_| queued(30_000)).collect();
+        let parts = part_lengths(&batch);
+        assert_eq!((parts.len(), parts.iter().sum::<usize>()), (3, batch.len()));
+        let mut rest = &batch[..];
+        for length in parts {
+            let (part, others) = rest.split_at(length);
+            assert!(
+                part.iter().map(|queued| queued.event.size()).sum::<usize>() <= MAX_BATCH_BYTES
+            );
+            rest = others;
+        }
+        let small: Vec<_> = (0..BATCH).map(|_| queued(10)).collect();
+        assert_eq!(part_lengths(&small), [BATCH]);
+        assert!(part_lengths(&[]).is_empty());
+    }
 }
