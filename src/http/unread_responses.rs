@@ -2,9 +2,9 @@
 //!
 //! A large response waits in memory until its client has read it, and a client may read as slowly
 //! as it likes. So all of them together have a limit, and those of one workspace have a lower one.
-//! A response that exceeds it is sent all the same: the oldest ones are discarded instead, first
-//! those of the workspace that has most. Their connections are closed, as if the network had
-//! failed. Clients that read at once never have the oldest one.
+//! A response that exceeds it is sent all the same: those that were not read for the longest time
+//! are discarded instead, whatever their size. Their connections are closed, as if the network had
+//! failed. A client that reads is never among them while others do not.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -75,11 +75,12 @@ pub struct UnreadUsage {
 struct HeldBodies {
     readers: HashMap<Reader, ReaderBodies>,
     bytes: usize,
-    next_id: u64,
+    /// The number of reads so far. The start of a body counts as one.
+    reads: u64,
     discarded: u64,
 }
 
-/// The bodies of one reader by age, each as the frames that are left.
+/// The bodies of one reader, each as the frames that are left, by the number of their last read.
 #[derive(Default)]
 struct ReaderBodies {
     bodies: BTreeMap<u64, VecDeque<Bytes>>,
@@ -117,8 +118,8 @@ impl UnreadResponses {
         // Copies: they are as long as what is left to read, without the spare capacity of the
         // original. One that is being sent does not keep the others in memory.
         let frames = bytes.chunks(FRAME_BYTES).map(Bytes::copy_from_slice).collect();
-        let id = self.lock().insert(reader, frames, bytes.len(), self.max_per_reader);
-        HeldBody { responses: self.clone(), reader, id, rest: bytes.len() }
+        let last_read = self.lock().insert(reader, frames, bytes.len(), self.max_per_reader);
+        HeldBody { responses: self.clone(), reader, last_read, rest: bytes.len() }
     }
 
     /// Returns the current usage.
@@ -134,7 +135,8 @@ impl UnreadResponses {
 }
 
 impl HeldBodies {
-    /// Adds a body, and discards others that exceed the limits together with it. Returns its id.
+    /// Adds a body, and discards others that exceed the limits together with it. Returns the number
+    /// of its last read.
     fn insert(
         &mut self,
         reader: Reader,
@@ -142,43 +144,50 @@ impl HeldBodies {
         length: usize,
         max_per_reader: usize,
     ) -> u64 {
-        while self.bytes_of(reader) + length > max_per_reader && self.discard_oldest(reader) {}
+        while self.bytes_of(reader) + length > max_per_reader && self.discard_idlest(reader) {}
         while self.bytes + length > max_per_reader.saturating_mul(TOTAL_FACTOR) {
-            let Some(largest) = self.largest_reader() else { break };
-            self.discard_oldest(largest);
+            let Some(idlest) = self.idlest_reader() else { break };
+            self.discard_idlest(idlest);
         }
-        let id = self.next_id;
-        self.next_id += 1;
         self.bytes += length;
-        let own = self.readers.entry(reader).or_default();
-        own.bytes += length;
-        own.bodies.insert(id, frames);
-        id
+        self.readers.entry(reader).or_default().bytes += length;
+        self.put(reader, frames)
+    }
+
+    fn put(&mut self, reader: Reader, frames: VecDeque<Bytes>) -> u64 {
+        let last_read = self.reads;
+        self.reads += 1;
+        self.readers.entry(reader).or_default().bodies.insert(last_read, frames);
+        last_read
     }
 
     fn bytes_of(&self, reader: Reader) -> usize {
         self.readers.get(&reader).map_or(0, |own| own.bytes)
     }
 
-    fn largest_reader(&self) -> Option<Reader> {
-        let largest = self.readers.iter().max_by_key(|(_, own)| own.bytes);
-        largest.map(|(reader, _)| *reader)
+    /// Returns the reader of the body that was not read for the longest time.
+    fn idlest_reader(&self) -> Option<Reader> {
+        let last_reads = self.readers.iter().filter_map(|(reader, own)| {
+            own.bodies.first_key_value().map(|(last_read, _)| (last_read, *reader))
+        });
+        last_reads.min_by_key(|(last_read, _)| *last_read).map(|(_, reader)| reader)
     }
 
-    /// Discards the oldest body of a reader. Returns false if it has none.
-    fn discard_oldest(&mut self, reader: Reader) -> bool {
+    /// Discards the body of a reader that was not read for the longest time. Returns false if it
+    /// has none.
+    fn discard_idlest(&mut self, reader: Reader) -> bool {
         let own = self.readers.get(&reader);
-        let oldest = own.and_then(|own| own.bodies.keys().next().copied());
-        let Some(oldest) = oldest else { return false };
-        self.remove(reader, oldest);
+        let idlest = own.and_then(|own| own.bodies.keys().next().copied());
+        let Some(idlest) = idlest else { return false };
+        self.remove(reader, idlest);
         self.discarded += 1;
         debug!("a response that its client has not read was discarded");
         true
     }
 
-    fn remove(&mut self, reader: Reader, id: u64) {
+    fn remove(&mut self, reader: Reader, last_read: u64) {
         let Some(own) = self.readers.get_mut(&reader) else { return };
-        let Some(frames) = own.bodies.remove(&id) else { return };
+        let Some(frames) = own.bodies.remove(&last_read) else { return };
         let length: usize = frames.iter().map(Bytes::len).sum();
         own.bytes -= length;
         self.bytes -= length;
@@ -187,16 +196,18 @@ impl HeldBodies {
         }
     }
 
-    /// Takes the next frame of a body; `None` if the body was discarded.
-    fn take_frame(&mut self, reader: Reader, id: u64) -> Option<Bytes> {
+    /// Takes the next frame of a body, and updates the number of its last read. `None` if the body
+    /// was discarded.
+    fn take_frame(&mut self, reader: Reader, last_read: &mut u64) -> Option<Bytes> {
         let own = self.readers.get_mut(&reader)?;
-        let frames = own.bodies.get_mut(&id)?;
+        let mut frames = own.bodies.remove(last_read)?;
         let frame = frames.pop_front()?;
-        let is_last = frames.is_empty();
         own.bytes -= frame.len();
         self.bytes -= frame.len();
-        if is_last {
-            self.remove(reader, id);
+        if !frames.is_empty() {
+            *last_read = self.put(reader, frames);
+        } else if own.bodies.is_empty() {
+            self.readers.remove(&reader);
         }
         Some(frame)
     }
@@ -206,7 +217,8 @@ impl HeldBodies {
 pub(super) struct HeldBody {
     responses: UnreadResponses,
     reader: Reader,
-    id: u64,
+    /// The number of the last read.
+    last_read: u64,
     /// Number of bytes that are left.
     rest: usize,
 }
@@ -229,7 +241,7 @@ impl HeldBody {
         if self.rest == 0 {
             return None;
         }
-        let frame = self.responses.lock().take_frame(self.reader, self.id);
+        let frame = self.responses.lock().take_frame(self.reader, &mut self.last_read);
         self.rest = frame.as_ref().map_or(0, |frame| self.rest - frame.len());
         Some(frame.ok_or(Discarded))
     }
@@ -257,7 +269,7 @@ impl hyper::body::Body for HeldBody {
 
 impl Drop for HeldBody {
     fn drop(&mut self) {
-        self.responses.lock().remove(self.reader, self.id);
+        self.responses.lock().remove(self.reader, self.last_read);
     }
 }
 
@@ -301,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn oldest_body_of_same_workspace_is_discarded() {
+    fn idlest_body_of_same_workspace_is_discarded() {
         let responses = UnreadResponses::new(MIB);
         let other = hold(&responses, workspace(2), MIB);
         let mut own: Vec<_> = (0..33).map(|_| hold(&responses, workspace(1), MIB)).collect();
@@ -313,20 +325,33 @@ mod tests {
         assert_eq!(responses.usage().bytes, 0);
     }
 
+    /// Also if the client's workspace has more to read than each of many that read nothing.
     #[test]
-    fn workspace_with_most_gives_way_to_others() {
+    fn body_that_is_being_read_is_not_discarded() {
         let responses = UnreadResponses::new(MIB);
-        let small = hold(&responses, workspace(9), MIB);
-        let greedy: Vec<_> = (0..4)
-            .flat_map(|number| (0..32).map(move |_| number))
-            .map(|number| hold(&responses, workspace(number), MIB))
-            .collect();
+        let large = 13 * MIB / 10;
+        let flood = |first: u128| -> Vec<_> {
+            (first..first + 50).map(|number| hold(&responses, workspace(number), large)).collect()
+        };
+        let mut idle = flood(100);
+        idle.extend(flood(200));
+        let mut honest: Vec<_> = (0..2).map(|_| hold(&responses, workspace(1), 2 * MIB)).collect();
         let address = Reader::new([192, 0, 2, 1].into(), None);
-        let late = hold(&responses, address, 2 * MIB);
-        assert_eq!(responses.usage().bytes, TOTAL_FACTOR * MAX_PER_READER);
-        assert_eq!(responses.usage().discarded, 3);
-        assert_eq!((read(small).unwrap(), read(late).unwrap()), (MIB, 2 * MIB));
-        assert_eq!(greedy.into_iter().filter_map(|body| read(body).ok()).count(), 125);
+        honest.push(hold(&responses, address, 2 * MIB));
+        for round in 0..10 {
+            for body in &mut honest {
+                body.next_frame().unwrap().unwrap();
+            }
+            idle.extend(flood(1000 + 100 * round));
+            assert!(responses.usage().bytes <= TOTAL_FACTOR * MAX_PER_READER);
+        }
+        assert!(responses.usage().discarded > 450);
+        for body in honest {
+            assert_eq!(read(body).unwrap(), 2 * MIB - 10 * FRAME_BYTES);
+        }
+        // Of those that were not read, the newest ones are left.
+        let newest = idle.into_iter().rev().map(read);
+        assert_eq!(newest.take_while(Result::is_ok).count(), 94);
     }
 
     #[test]
@@ -335,7 +360,7 @@ mod tests {
         let mut body = hold(&responses, workspace(1), MIB);
         assert_eq!(body.next_frame().unwrap().unwrap().len(), FRAME_BYTES);
         assert_eq!(responses.usage().bytes, MIB - FRAME_BYTES);
-        responses.lock().discard_oldest(workspace(1));
+        responses.lock().discard_idlest(workspace(1));
         assert_eq!(responses.usage(), UnreadUsage { bytes: 0, discarded: 1 });
         assert!(matches!(body.next_frame(), Some(Err(Discarded))));
         assert!(body.next_frame().is_none());
