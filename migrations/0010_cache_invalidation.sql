@@ -242,8 +242,8 @@ CREATE FUNCTION is_known_generation(p_generation bigint, p_token uuid) RETURNS b
     $$;
 
 -- Registers a node with an empty cache. Returns the generation after which it must apply
--- invalidations. Deletes nodes whose lease expired more than `p_kept_after_lease` ago. They are
--- kept until then because they may have lost audit events.
+-- invalidations; no row if the database is in quarantine. Deletes nodes whose lease expired more
+-- than `p_kept_after_lease` ago. They are kept until then because they may have lost audit events.
 CREATE FUNCTION register_node(
     p_id uuid, p_registration integer, p_lease interval, p_events_written_until timestamptz,
     p_clock_epoch bigint, p_kept_after_lease interval, p_encryption_key_id bytea
@@ -254,6 +254,10 @@ CREATE FUNCTION register_node(
     DECLARE
         newest invalidation_generation;
     BEGIN
+        IF quarantine_reason() IS NOT NULL THEN
+            RETURN;
+        END IF;
+        PERFORM claim_database();
         -- An isolated primary must grant no lease.
         PERFORM require_synchronous_commit();
         DELETE FROM nodes
@@ -273,7 +277,8 @@ CREATE FUNCTION register_node(
     $$;
 
 -- Renews a node's lease. Returns false if the node must register again: it is not registered, its
--- lease has expired, or this database does not know the generation that it has applied.
+-- lease has expired, this database does not know the generation that it has applied, or it is in
+-- quarantine.
 CREATE FUNCTION renew_lease(
     p_id uuid, p_registration integer, p_generation bigint, p_token uuid, p_lease interval,
     p_events_written_until timestamptz, p_clock_epoch bigint
@@ -292,7 +297,7 @@ CREATE FUNCTION renew_lease(
                                        AND clock_epoch IS NOT DISTINCT FROM p_clock_epoch
                                   THEN database_time() ELSE reconnected_at END
         WHERE id = p_id AND registration = p_registration AND NOT is_expired
-          AND is_known_generation(p_generation, p_token);
+          AND is_known_generation(p_generation, p_token) AND quarantine_reason() IS NULL;
         IF NOT FOUND THEN
             RETURN false;
         END IF;

@@ -28,7 +28,7 @@ use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
     sync::{Mutex, Notify},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,9 +39,11 @@ use crate::{
         credential_caches::CredentialCaches,
         master_key::{DiscardedKeys, MasterKeys},
         reencryption::{self, ReencryptionReport},
+        restore::{self, RestoreOptions, RestoreReport},
     },
     cache_invalidation::{Fence, Lease, Node, NodeDependencies, NodeTask, ObservedLeases},
     config::Settings,
+    database_check,
     env::Env,
     http::{
         self, App, AppState, HttpSettings, LargeBodyPermits, UnreadResponses,
@@ -54,10 +56,12 @@ use crate::{
     metrics::{self, Metrics},
     oauth::OAuth,
     resources::Resources,
-    schema_check,
     server::{Server, descriptors},
     service_metrics,
-    store::{APP_ROLE, SchemaMismatch, Store, max_open_connections, migrate},
+    store::{
+        APP_ROLE, SchemaMismatch, Store, cache_invalidation::LEASE_TOLERANCE, max_open_connections,
+        migrate,
+    },
     tasks::{CriticalFailure, TaskGroup},
     telemetry::LogLimiter,
 };
@@ -306,7 +310,7 @@ impl Application {
         let (streams, store) = (self.app.audit_log.subscriptions().clone(), self.store.clone());
         tasks.spawn("event streams", move |stopping| streams.clone().run(store.clone(), stopping));
         let store = self.store.clone();
-        tasks.spawn("schema check", move |stopping| schema_check::run(store.clone(), stopping));
+        tasks.spawn("database check", move |stopping| database_check::run(store.clone(), stopping));
         let maintenance = self.maintenance();
         tasks.spawn("maintenance", move |stopping| maintenance.clone().run(stopping));
         let maintenance = self.maintenance();
@@ -364,11 +368,34 @@ impl Application {
     /// # Errors
     /// A message of one line for the operator.
     pub async fn reencrypt(&self, discard_previous: bool) -> Result<ReencryptionReport, String> {
-        let owner = owner_url(&self.settings)?.ok_or(
-            "re-encryption requires the role that owns the tables: set database.owner_url",
-        )?;
         let keys = MasterKeys::new(&self.settings.keys);
-        reencryption::reencrypt(owner, &keys, &self.app.env, discard_previous).await
+        reencryption::reencrypt(self.owner_url()?, &keys, &self.app.env, discard_previous).await
+    }
+
+    /// Puts the database in quarantine, and waits until no node has a lease; see
+    /// [`crate::auth::restore`].
+    ///
+    /// # Errors
+    /// A message of one line for the operator.
+    pub async fn begin_restore(&self) -> Result<(), String> {
+        restore::begin(self.owner_url()?).await?;
+        sleep(self.settings.cache.lease_duration + LEASE_TOLERANCE).await;
+        Ok(())
+    }
+
+    /// Revokes again what a backup has revived, and lifts the quarantine; see
+    /// [`crate::auth::restore`].
+    ///
+    /// # Errors
+    /// A message of one line for the operator.
+    pub async fn finish_restore(&self, options: RestoreOptions) -> Result<RestoreReport, String> {
+        restore::finish(self.owner_url()?, &self.app.env, options).await
+    }
+
+    fn owner_url(&self) -> Result<&str, String> {
+        owner_url(&self.settings)?.ok_or_else(|| {
+            "this command requires the role that owns the tables: set database.owner_url".to_owned()
+        })
     }
 
     /// Stops background tasks, writes queued audit events, deregisters the node and closes the

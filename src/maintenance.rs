@@ -94,7 +94,7 @@ impl Maintenance {
         stopping: &CancellationToken,
     ) {
         for (action, step) in steps {
-            if stopping.is_cancelled() || !self.store.is_schema_compatible() {
+            if stopping.is_cancelled() || self.store.database_refusal().is_some() {
                 return;
             }
             if let Err(error) = step.await {

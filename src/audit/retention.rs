@@ -48,7 +48,7 @@ impl Retention {
     pub async fn run(self, stopping: CancellationToken) {
         let mut runs = interval(RUN_INTERVAL);
         while stopping.run_until_cancelled(runs.tick()).await.is_some() {
-            if !self.store.is_schema_compatible() {
+            if self.store.database_refusal().is_some() {
                 continue;
             }
             if let Err(error) = self.prune(&stopping).await {

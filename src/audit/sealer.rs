@@ -155,7 +155,7 @@ impl Sealer {
     /// refuses the data of an entry, the next calls seal one entry at a time, until they have found
     /// it; then it is skipped.
     pub async fn seal_all(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
-        while !stopping.is_cancelled() && self.store.is_schema_compatible() {
+        while !stopping.is_cancelled() && self.store.database_refusal().is_none() {
             let last_full_scan = self.cursor.last_full_scan;
             let after = self.cursor.next(self.env.clock.monotonic());
             if self.cursor.last_full_scan != last_full_scan {

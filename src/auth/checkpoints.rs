@@ -16,6 +16,7 @@ use super::{
 use crate::{
     model::{
         audit::{ChainHash, Checkpoint, SignedCheckpoint},
+        id::WorkspaceId,
         principal::Caller,
     },
     store,
@@ -41,7 +42,17 @@ impl Checkpoints {
         err(level = "debug")
     )]
     pub async fn create(&self, caller: &Caller) -> Result<SignedCheckpoint, AuthError> {
-        let workspace_id = caller.workspace();
+        self.create_as_operator(caller.workspace()).await
+    }
+
+    /// Signs the current end of the hash chain of a workspace, on behalf of the operator.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn create_as_operator(
+        &self,
+        workspace_id: WorkspaceId,
+    ) -> Result<SignedCheckpoint, AuthError> {
         let mut tx = self.context.store.begin(workspace_id, None).await?;
         let head = store::audit_chains::get_head(&mut tx, workspace_id).await?;
         let checkpoint = match head {

@@ -29,9 +29,10 @@ use crate::{
     model::timestamp,
     store::{
         StoreError, migrate,
+        owner_connection::OwnerConnection,
         reencryption::{
-            FACTOR_KEYS, GRANT_SEEDS, OwnerConnection, PreviousKeyUse, ResealedValue,
-            SESSION_SEEDS, SIGNING_KEYS, SealedColumn,
+            FACTOR_KEYS, GRANT_SEEDS, PreviousKeyUse, ResealedValue, SESSION_SEEDS, SIGNING_KEYS,
+            SealedColumn,
         },
     },
 };

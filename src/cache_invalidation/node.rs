@@ -72,11 +72,13 @@ pub struct Node {
     applied: Option<(Generation, History)>,
     /// Number of attempts to register.
     registrations: i32,
+    /// Number of renewals since the last registration.
+    renewals: i64,
     /// The last renewal over the current listener connection, if any.
     renewed_at: Option<Instant>,
     /// Consecutive renewal intervals without any notification.
     silent_intervals: u32,
-    /// True once the node has a lease.
+    /// True once the node has a lease, or cannot get one because the database is in quarantine.
     joined: watch::Sender<bool>,
     /// Cancelled when the node is to stop.
     stopping: CancellationToken,
@@ -94,7 +96,8 @@ pub struct NodeTask {
 }
 
 impl NodeTask {
-    /// Waits until the node has a lease, at most for `within`.
+    /// Waits until the node has a lease, at most for `within`. Returns at once if the database is
+    /// in quarantine.
     pub async fn wait_until_joined(&mut self, within: Duration) {
         timeout(within, self.joined.wait_for(|joined| *joined)).await.ok();
     }
@@ -130,6 +133,7 @@ impl Node {
                 deps,
                 applied: None,
                 registrations: 0,
+                renewals: 0,
                 renewed_at: None,
                 silent_intervals: 0,
                 joined,
@@ -154,6 +158,12 @@ impl Node {
             match self.run_on_one_server().await {
                 Ok(End::Stopped) => return,
                 Ok(End::ServerReplaced) => continue,
+                Ok(End::InQuarantine) => {
+                    if self.stopping.run_until_cancelled(sleep(MAX_PAUSE)).await.is_none() {
+                        return;
+                    }
+                    continue;
+                }
                 // The lease is still valid for a while, so the cache may still be in use.
                 Err(error) => warn!(%error, "cannot receive cache invalidations; retrying"),
             }
@@ -184,7 +194,9 @@ impl Node {
             let has_advanced = self.apply_invalidations(&mut connection).await?;
             if self.renewed_at.is_none_or(|at| at.elapsed() >= self.renew_interval()) {
                 let now = Instant::now();
-                self.renew_lease(&mut connection).await?;
+                if !self.renew_lease(&mut connection).await? {
+                    return Ok(End::InQuarantine);
+                }
                 self.renewed_at = Some(now);
                 self.observe_leases(&mut connection).await?;
             } else if has_advanced && let Some((generation, _)) = self.applied {
@@ -202,14 +214,9 @@ impl Node {
     ) -> Result<bool, StoreError> {
         let history = connection.server().history();
         let Some((generation, own_history)) = self.applied else { return Ok(false) };
-        if own_history != history {
-            // The last commits may be lost, such as that of a key which is cached.
-            warn!(?history, "PostgreSQL was restored or another server was promoted");
-            self.forget();
-            return Ok(false);
-        }
+        let is_same_history = own_history == history;
         match self.with_timeout(connection.invalidations_since(generation)).await? {
-            InvalidationBatch::Complete { head, invalidations, lags } => {
+            InvalidationBatch::Complete { head, invalidations, lags } if is_same_history => {
                 if !invalidations.is_empty() {
                     self.deps.invalidation_sink.invalidate(&invalidations);
                 }
@@ -219,18 +226,33 @@ impl Node {
                 self.applied = Some((head, history));
                 Ok(head != generation)
             }
-            InvalidationBatch::Pruned => {
+            InvalidationBatch::Pruned if is_same_history => {
                 info!("missed old invalidations");
                 self.forget();
                 Ok(false)
             }
+            InvalidationBatch::Complete { .. } | InvalidationBatch::Pruned => {
+                // The last commits may be lost, such as that of a key which is cached.
+                warn!(?history, "PostgreSQL was restored or another server was promoted");
+                self.forget();
+                Ok(false)
+            }
             InvalidationBatch::OtherHistory => {
+                // If the report fails, the node tries again: it still knows the generation.
+                self.deps.lease.end();
+                self.deps.invalidation_sink.invalidate_all();
+                let (node, renewals, interval) =
+                    (self.registration(), self.renewals, self.renew_interval());
+                let report =
+                    connection.report_lost_generation(node, renewals, interval, is_same_history);
+                let in_quarantine = self.with_timeout(report).await?;
+                self.forget();
                 error!(
                     generation = generation.number,
+                    in_quarantine,
                     "PostgreSQL has lost invalidations that this node has applied: it was \
                      restored, or lost commits in a failover; revocations may be lost"
                 );
-                self.forget();
                 Ok(false)
             }
         }
@@ -243,8 +265,9 @@ impl Node {
         (self.applied, self.renewed_at) = (None, None);
     }
 
-    /// Renews the lease, or registers the node again if it has to.
-    async fn renew_lease(&mut self, connection: &mut NodeConnection) -> Result<(), StoreError> {
+    /// Renews the lease, or registers the node again if it has to. False if the database is in
+    /// quarantine.
+    async fn renew_lease(&mut self, connection: &mut NodeConnection) -> Result<bool, StoreError> {
         self.synchronize_clock(connection).await?;
         let duration = self.deps.lease_duration;
         let sent = self.deps.env.clock.monotonic();
@@ -257,16 +280,28 @@ impl Node {
                 Store::with_timeout(limit, renew).await?
             }
         };
-        let sent = if is_renewed { sent } else { self.register(connection).await? };
+        let sent = if is_renewed {
+            self.renewals += 1;
+            sent
+        } else if let Some(sent) = self.register(connection).await? {
+            sent
+        } else {
+            self.joined.send_replace(true);
+            return Ok(false);
+        };
         self.deps.lease.extend(sent + duration, connection.server());
         if self.joined.send_replace(true) && !is_renewed {
             info!("registered again, with an empty cache");
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Registers the node and clears its caches. Returns the time at which the request was sent.
-    async fn register(&mut self, connection: &mut NodeConnection) -> Result<Duration, StoreError> {
+    /// Registers the node and clears its caches. Returns the time at which the request was sent, or
+    /// `None` if the database is in quarantine.
+    async fn register(
+        &mut self,
+        connection: &mut NodeConnection,
+    ) -> Result<Option<Duration>, StoreError> {
         self.forget();
         self.registrations += 1;
         let sent = self.deps.env.clock.monotonic();
@@ -274,11 +309,13 @@ impl Node {
         let (node, lease) = (self.registration(), self.deps.lease_duration);
         let register = connection.register(node, lease, watermark);
         let generation = Store::with_timeout(self.renew_interval(), register).await?;
+        let Some(generation) = generation else { return Ok(None) };
+        self.renewals = 0;
         self.applied = Some((generation, connection.server().history()));
         // After the registration: an entry that was read before may have changed before it, and no
         // invalidation would be received for it.
         self.deps.invalidation_sink.invalidate_all();
-        Ok(sent)
+        Ok(Some(sent))
     }
 
     /// Reads the clock of PostgreSQL, so that this node's time is as current as its lease. A node
@@ -355,6 +392,8 @@ enum End {
     Stopped,
     /// New connections reach another server.
     ServerReplaced,
+    /// The database grants no lease.
+    InQuarantine,
 }
 
 /// Connects anew at each interval, to notice when new connections reach another server: a proxy or

@@ -1,5 +1,9 @@
 //! `call2me-auth admin`: operations for the operator, without a session. The output is JSON.
 
+mod backup;
+mod checkpoint_file;
+mod restore;
+
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr};
 
 use clap::Subcommand;
@@ -20,7 +24,7 @@ use crate::{
     env::Env,
     model::{
         api_key::{ApiKey, KeyStatus},
-        audit::{Checkpoint, SignedCheckpoint},
+        audit::Checkpoint,
         id::{ApiKeyId, SigningKeyId, WorkspaceId},
         oauth::client::{ClientAuthMethod, GrantType},
         password::Password,
@@ -56,6 +60,12 @@ pub enum AdminCommand {
     /// Verify the audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Check what a backup of the database depends on.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+    /// Finish a restore of the database. Until then nodes answer 503.
+    #[command(subcommand)]
+    Restore(restore::RestoreCommand),
     /// Encrypt everything in the database under `keys.encryption_key`, after it was rotated. It is
     /// safe while nodes run, and an interrupted run can be repeated. The output says whether
     /// `keys.previous_encryption_keys` are still needed.
@@ -77,8 +87,8 @@ pub enum AuditCommand {
         /// Verify only this workspace.
         #[arg(long)]
         workspace: Option<WorkspaceId>,
-        /// File with a checkpoint to compare the log with, as returned by
-        /// `/v1/audit-log/checkpoint`. Only the workspaces of the checkpoints are verified. May be
+        /// File with checkpoints to compare the log with, from `/v1/audit-log/checkpoint` or from
+        /// `admin backup check`. Only the workspaces of the checkpoints are verified. May be
         /// repeated.
         #[arg(long = "checkpoint", value_name = "FILE")]
         checkpoints: Vec<PathBuf>,
@@ -273,6 +283,8 @@ async fn execute(
     let auth = &application.app().auth;
     let value: Result<Value, String> = match command {
         AdminCommand::Audit(command) => return audit(application, command).await,
+        AdminCommand::Backup(command) => return backup::run(application, command).await,
+        AdminCommand::Restore(command) => restore::run(application, command).await,
         AdminCommand::Keys(command) => return keys(auth, command).await,
         AdminCommand::Users(UsersCommand::Create {
             email,
@@ -398,13 +410,9 @@ async fn audit(application: &Application, command: AuditCommand) -> Result<Comma
     let app = application.app();
     let mut checkpoints_by_workspace: BTreeMap<WorkspaceId, Vec<Checkpoint>> = BTreeMap::new();
     for path in checkpoints {
-        let at = path.display();
-        let text = std::fs::read(&path).map_err(|error| format!("cannot read {at}: {error}"))?;
-        let signed: SignedCheckpoint = serde_json::from_slice(&text)
-            .map_err(|error| format!("{at} is not a checkpoint: {error}"))?;
-        let checkpoint =
-            app.auth.checkpoints.verify(&signed).map_err(|error| format!("{at}: {error}"))?;
-        checkpoints_by_workspace.entry(checkpoint.workspace_id).or_default().push(checkpoint);
+        for checkpoint in checkpoint_file::read(&app.auth.checkpoints, &path)? {
+            checkpoints_by_workspace.entry(checkpoint.workspace_id).or_default().push(checkpoint);
+        }
     }
     let read_error = |error| format!("cannot read the audit log: {}", describe(error));
     let workspaces = match workspace {

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::{ApiError, App, extract::Public};
-use crate::auth::AuthError;
+use crate::{auth::AuthError, store::DatabaseRefusal};
 
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -46,6 +46,9 @@ pub struct ChecksBody {
     /// `up`, or `down` if the database has the schema of another version.
     #[schema(example = "up")]
     schema: &'static str,
+    /// `up`, or `down` if the database was restored, and the operator has not finished the restore.
+    #[schema(example = "up")]
+    restore: &'static str,
     /// `up`, or `down` if audit events cannot be written.
     #[schema(example = "up")]
     audit_log: &'static str,
@@ -54,21 +57,22 @@ pub struct ChecksBody {
 /// The dependencies of the service: true if they are usable.
 struct Readiness {
     database: bool,
-    schema: bool,
+    refusal: Option<DatabaseRefusal>,
     audit_log: bool,
 }
 
 impl Readiness {
     async fn of(app: &App) -> Self {
-        let (schema, audit_log) = (app.store.is_schema_compatible(), !app.audit.is_stalled());
-        Self { database: is_database_up(app).await, schema, audit_log }
+        let (refusal, audit_log) = (app.store.database_refusal(), !app.audit.is_stalled());
+        Self { database: is_database_up(app).await, refusal, audit_log }
     }
 
     /// The reason why the service is not ready, if it is not.
     fn failure(&self) -> Option<&'static str> {
         match self {
+            // Before the database: in quarantine, the node has no lease.
+            Self { refusal: Some(refusal), .. } => Some(refusal.message()),
             Self { database: false, .. } => Some("the database is down"),
-            Self { schema: false, .. } => Some("the database has the schema of another version"),
             Self { audit_log: false, .. } => Some("audit events cannot be written"),
             _ => None,
         }
@@ -85,14 +89,15 @@ pub async fn health(_: Public, State(app): State<App>) -> Response {
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
     };
     let state = |is_up: bool| if is_up { "up" } else { "down" };
-    let Readiness { database, schema, audit_log } = readiness;
+    let Readiness { database, refusal, audit_log } = readiness;
     let body = HealthBody {
         status,
         service: env!("CARGO_PKG_NAME"),
         version: env!("CARGO_PKG_VERSION"),
         checks: ChecksBody {
             database: state(database),
-            schema: state(schema),
+            schema: state(refusal != Some(DatabaseRefusal::OtherSchema)),
+            restore: state(refusal != Some(DatabaseRefusal::Quarantine)),
             audit_log: state(audit_log),
         },
     };
@@ -134,7 +139,7 @@ pub async fn livez(_: Public, State(_app): State<App>) -> &'static str {
 /// Check that the service can take requests
 ///
 /// A readiness probe: 503 while the database is unreachable or does not commit, has the schema of
-/// another version, or cannot store audit events.
+/// another version, was restored, or cannot store audit events.
 #[utoipa::path(get, path = "/readyz", tag = "Operation",
     responses((status = 200, body = String, content_type = "text/plain"),
               (status = 503, body = String, content_type = "text/plain")))]

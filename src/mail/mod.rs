@@ -132,7 +132,7 @@ impl Mailer {
     }
 
     async fn prune(&self) -> Result<(), StoreError> {
-        if !self.store.is_schema_compatible() {
+        if self.store.database_refusal().is_some() {
             return Ok(());
         }
         let expired = self.store.prune_mails().await?;
@@ -145,7 +145,7 @@ impl Mailer {
     /// Sends all emails that are due, or until `stopping` is cancelled.
     async fn send_pending(&self, stopping: &CancellationToken) -> Result<(), StoreError> {
         loop {
-            if !self.store.is_schema_compatible() {
+            if self.store.database_refusal().is_some() {
                 return Ok(());
             }
             let claimed_at = Instant::now();

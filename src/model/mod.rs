@@ -25,6 +25,7 @@ pub mod passkey;
 pub mod password;
 pub mod principal;
 pub mod refresh_token;
+pub mod restore;
 pub mod rotation;
 pub mod scope;
 pub mod second_factor;

@@ -150,6 +150,8 @@ pub enum SessionEndReason {
     PasskeyRemoved,
     /// The account's unverified address was claimed by its real owner.
     EmailReclaimed,
+    /// The database was restored from a backup.
+    DatabaseRestored,
 }
 
 impl SessionEndReason {
@@ -167,6 +169,7 @@ impl SessionEndReason {
             Self::RecoveryCodesRenewed => "recovery_codes_renewed",
             Self::PasskeyRemoved => "passkey_removed",
             Self::EmailReclaimed => "email_reclaimed",
+            Self::DatabaseRestored => "database_restored",
         }
     }
 }

@@ -190,10 +190,10 @@ impl Store {
 #[derive(Debug)]
 pub struct NodeConnection {
     pools: Pools,
-    connection: PoolConnection<Postgres>,
+    pub(super) connection: PoolConnection<Postgres>,
     binding: ServerBinding,
     server: Server,
-    context: ContextSigner,
+    pub(super) context: ContextSigner,
     clock: DatabaseClock,
 }
 
@@ -227,7 +227,7 @@ impl NodeConnection {
     }
 
     /// Registers a node whose cache is empty. Returns the generation after which it must apply
-    /// invalidations.
+    /// invalidations, or `None` if the database is in quarantine.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -236,7 +236,7 @@ impl NodeConnection {
         node: Registration,
         lease: Duration,
         watermark: NodeWatermark,
-    ) -> Result<Generation, StoreError> {
+    ) -> Result<Option<Generation>, StoreError> {
         // Before the first node of a database is registered, its history is settled at once.
         self.server.history().settle(false, &mut self.connection).await?;
         let row = sqlx::query!(
@@ -250,9 +250,12 @@ impl NodeConnection {
             interval(LOST_NODE_RETENTION),
             &self.context.key_id(),
         )
-        .fetch_one(&mut *self.connection)
+        .fetch_optional(&mut *self.connection)
         .await?;
-        Ok(Generation { number: row.number, token: row.token })
+        if row.is_none() {
+            self.pools.quarantine().set(true);
+        }
+        Ok(row.map(|row| Generation { number: row.number, token: row.token }))
     }
 
     /// Renews a node's lease and stores its watermark. False if the node must register again.

@@ -27,7 +27,11 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{Server, StoreError, hosts::find_primary};
+use super::{
+    Server, StoreError,
+    hosts::find_primary,
+    quarantine::{self, QuarantineFlag},
+};
 
 /// Connections in the background pool. The listener, the audit writer and three lookups hold one
 /// each. The lease, the sealer, the followers of audit logs, mail and maintenance take one when
@@ -65,13 +69,21 @@ pub(super) struct Pools(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     current: watch::Sender<Pair>,
-    /// Notified when the pools become stale.
-    stale: Arc<Notify>,
+    signals: Signals,
     /// One for each host of the URL.
     hosts: Vec<PgConnectOptions>,
     max_connections: u32,
     acquire_timeout: Duration,
     lease_duration: Duration,
+}
+
+/// Signals of new connections.
+#[derive(Debug, Clone, Default)]
+struct Signals {
+    /// Notified when the pools become stale.
+    stale: Arc<Notify>,
+    /// Set before a connection to a database in quarantine is used.
+    quarantine: QuarantineFlag,
 }
 
 /// Both pools of one server.
@@ -162,13 +174,17 @@ impl Pools {
                 found => break found?,
             }
         };
-        let stale = Arc::<Notify>::default();
+        let signals = Signals::default();
         let binding = ServerBinding::new(server);
-        let pair = new_pair(&host, binding, max_connections, acquire_timeout, &stale);
+        let pair = new_pair(&host, binding, max_connections, acquire_timeout, &signals);
         let current = watch::Sender::new(pair);
         let inner =
-            Inner { current, stale, hosts, max_connections, acquire_timeout, lease_duration };
+            Inner { current, signals, hosts, max_connections, acquire_timeout, lease_duration };
         Ok(Self(Arc::new(inner)))
+    }
+
+    pub(super) fn quarantine(&self) -> &QuarantineFlag {
+        &self.0.signals.quarantine
     }
 
     /// Returns the pool for client requests.
@@ -231,7 +247,7 @@ impl Pools {
     /// Waits until the pools are stale.
     pub(super) async fn wait_until_stale(&self) {
         // A notification is stored until it is awaited.
-        let notified = self.0.stale.notified();
+        let notified = self.0.signals.stale.notified();
         if !self.0.current.borrow().binding.is_stale() {
             notified.await;
         }
@@ -274,7 +290,7 @@ impl Pools {
     }
 
     fn replace(&self, host: &PgConnectOptions, server: Server) {
-        let Inner { current, stale, max_connections, acquire_timeout, .. } = &*self.0;
+        let Inner { current, signals, max_connections, acquire_timeout, .. } = &*self.0;
         current.send_modify(|pair| {
             // Connections to the same server are stale together, also those of earlier pools.
             let binding = match pair.binding.server() {
@@ -284,7 +300,7 @@ impl Pools {
                     ServerBinding::new(server)
                 }
             };
-            let new = new_pair(host, binding, *max_connections, *acquire_timeout, stale);
+            let new = new_pair(host, binding, *max_connections, *acquire_timeout, signals);
             let old = std::mem::replace(pair, new);
             // Work on a healthy connection continues to its end.
             tokio::spawn(async move { tokio::join!(old.requests.close(), old.background.close()) });
@@ -318,10 +334,10 @@ fn new_pair(
     binding: ServerBinding,
     max_connections: u32,
     acquire_timeout: Duration,
-    stale: &Arc<Notify>,
+    signals: &Signals,
 ) -> Pair {
     let pool = |max_connections| {
-        let (binding, stale) = (binding.clone(), Arc::clone(stale));
+        let (binding, signals) = (binding.clone(), signals.clone());
         PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(acquire_timeout)
@@ -334,8 +350,8 @@ fn new_pair(
                 })
             })
             .after_connect(move |connection, _| {
-                let (binding, stale) = (binding.clone(), Arc::clone(&stale));
-                Box::pin(async move { check_connection(connection, &binding, &stale).await })
+                let (binding, signals) = (binding.clone(), signals.clone());
+                Box::pin(async move { check_connection(connection, &binding, &signals).await })
             })
             .connect_lazy_with(host.clone())
     };
@@ -343,16 +359,20 @@ fn new_pair(
     Pair { requests, background, binding }
 }
 
-/// Refuses a connection that cannot write. Marks the pools as stale if it reaches another server;
-/// the connection itself is good.
+/// Refuses a connection that cannot write. Marks the pools as stale if it reaches another server,
+/// and records if the database is in quarantine; the connection itself is good.
 async fn check_connection(
     connection: &mut PgConnection,
     binding: &ServerBinding,
-    stale: &Notify,
+    signals: &Signals,
 ) -> Result<(), sqlx::Error> {
     if Server::of(connection).await? != binding.0.server {
         binding.mark_stale();
-        stale.notify_one();
+        signals.stale.notify_one();
+    }
+    // Only the periodic check finds that the quarantine is over: this may be an earlier server.
+    if quarantine::find_reason(connection).await?.is_some() {
+        signals.quarantine.set(true);
     }
     Ok(())
 }

@@ -5,11 +5,14 @@
 
 use std::{fmt, time::Duration};
 
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{ServiceLogin, StoreError, brief, cache_invalidation::interval, migrate};
+use super::{
+    ServiceLogin, StoreError, brief, cache_invalidation::interval,
+    owner_connection::OwnerConnection,
+};
 use crate::model::key_ring::KeyId;
 
 /// A column of sealed values.
@@ -94,23 +97,7 @@ pub struct PreviousKeyUse {
     pub is_expired: bool,
 }
 
-/// A connection of the owner of the tables.
-pub struct OwnerConnection(PgConnection);
-
 impl OwnerConnection {
-    /// Connects, and checks that the login owns the tables.
-    ///
-    /// # Errors
-    /// A one-line message for the operator.
-    pub async fn connect(owner_url: &str) -> Result<Self, String> {
-        if !migrate::is_privileged_login(owner_url).await? {
-            return Err("re-encryption requires the role that owns the tables: set \
-                        database.owner_url"
-                .to_owned());
-        }
-        Ok(Self(migrate::connect(owner_url).await?))
-    }
-
     /// Returns up to `limit` values after a primary key, in its order.
     ///
     /// # Errors

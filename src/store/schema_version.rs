@@ -1,8 +1,8 @@
 //! The version of the database's schema, compared with the migrations of this binary.
 //!
 //! A node starts only on the schema that its own migrations create. While it runs, the operator may
-//! migrate the database or restore a backup. [`crate::schema_check`] checks this regularly, and the
-//! node answers 503 while it cannot use the schema.
+//! migrate the database or restore a backup. [`crate::database_check`] checks this regularly, and
+//! the node answers 503 while it cannot use the schema.
 
 use std::sync::{
     Arc,

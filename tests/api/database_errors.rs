@@ -162,7 +162,10 @@ async fn events_wait_while_rights_are_missing() {
     assert_eq!((ready.status.as_u16(), ready.header_number("retry-after")), (503, 1));
     assert_eq!(ready.text, "audit events cannot be written");
     let health = app.get("/health").send().await.expect_status(503);
-    assert_eq!(health["checks"], json!({ "database": "up", "schema": "up", "audit_log": "down" }));
+    assert_eq!(
+        health["checks"],
+        json!({ "database": "up", "schema": "up", "restore": "up", "audit_log": "down" })
+    );
     execute(&app.database, &format!("GRANT EXECUTE ON {function} TO call2me_auth_app")).await;
     eventually("the node is ready again", async || {
         (app.get("/readyz").send().await.status == 200).then_some(())
@@ -336,7 +339,10 @@ async fn node_on_newer_schema_is_not_ready_and_answers_503() {
         assert!(answer.header_number("retry-after") >= 1);
     }
     let health = app.get("/health").send().await.expect_status(503);
-    assert_eq!(health["checks"], json!({ "database": "up", "schema": "down", "audit_log": "up" }));
+    assert_eq!(
+        health["checks"],
+        json!({ "database": "up", "schema": "down", "restore": "up", "audit_log": "up" })
+    );
     set_newer_schema(&app.database, false).await;
     wait_for_readiness(&app, "ok").await;
     create_agent(&app, &key).send().await.expect_status(201);

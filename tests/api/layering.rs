@@ -12,7 +12,7 @@ use crate::fixture::files_in;
 /// Layers of modules from the top down. A module may import from its own layer and lower ones.
 const LAYERS: [&[&str]; 11] = [
     &["main", "cli"],
-    &["app", "maintenance", "schema_check", "service_metrics"],
+    &["app", "database_check", "maintenance", "service_metrics"],
     &["http"],
     &["oauth"],
     &["auth", "resources", "audit", "idempotency", "limit", "mail"],

@@ -65,6 +65,7 @@ mod passwords;
 mod rate_limits;
 mod reencryption;
 mod resources;
+mod restore;
 mod revocation_model;
 mod rotation;
 mod scripts;

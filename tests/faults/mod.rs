@@ -19,6 +19,7 @@ mod network_partition;
 mod node_loss;
 mod outage;
 mod read_only_spell;
+mod restore;
 mod revocation;
 #[expect(dead_code, unused_imports, reason = "`./scripts/faults` runs those without a test")]
 mod scenarios;

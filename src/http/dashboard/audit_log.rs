@@ -231,6 +231,7 @@ fn action_verb(action: &str) -> &'static str {
         Action::WorkspaceCreated => "created the workspace",
         Action::WorkspaceUpdated => "changed the workspace",
         Action::WorkspaceDeleted => "deleted the workspace",
+        Action::WorkspaceRestored => "restored the database from a backup",
         Action::LogPruned => "deleted old events after the retention period",
         Action::MemberJoined => "joined the workspace as",
         Action::MemberRoleChanged => "changed the role of",

@@ -109,6 +109,8 @@ actions! {
     WorkspaceUpdated = "workspace.updated";
     /// A workspace was deleted with all its data except the audit log.
     WorkspaceDeleted = "workspace.deleted";
+    /// The database was restored from a backup: later events may be missing.
+    WorkspaceRestored = "workspace.restored";
     /// Retention dropped old events of the workspace's audit log.
     LogPruned = "workspace.log_pruned";
     /// A user became a member.

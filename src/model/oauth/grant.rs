@@ -217,6 +217,8 @@ pub enum GrantEndReason {
     MembershipRemoved,
     /// The user has too many grants of the same client; this was an old one.
     Superseded,
+    /// The database was restored from a backup.
+    DatabaseRestored,
 }
 
 impl GrantEndReason {
@@ -234,6 +236,7 @@ impl GrantEndReason {
             Self::ApiKeyRevoked => "api_key_revoked",
             Self::MembershipRemoved => "membership_removed",
             Self::Superseded => "superseded",
+            Self::DatabaseRestored => "database_restored",
         }
     }
 

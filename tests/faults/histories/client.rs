@@ -28,7 +28,7 @@ pub struct Credential {
     /// The key or the access token.
     pub secret: String,
     /// The path whose DELETE revokes it.
-    path: String,
+    pub path: String,
     refresh: Option<RefreshToken>,
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     faults::{
-        fixture::{Node, Proxy, Server, TEST_TIMEOUT},
+        fixture::{Node, Proxy, ProxyMode, Server, TEST_TIMEOUT},
         histories::{Client, Credential, History, Recorder, Reply, read_events},
     },
     fixture::{Browser, oauth::OAuthExt as _},
@@ -169,6 +169,14 @@ impl Deployment {
     pub fn redirect(&self, server: &Server) {
         for proxy in &self.proxies {
             proxy.redirect(server.port());
+        }
+    }
+
+    /// Lets both nodes reach PostgreSQL, or keeps them away from it.
+    pub fn set_database_access(&self, is_allowed: bool) {
+        let mode = if is_allowed { ProxyMode::Pass } else { ProxyMode::Refuse };
+        for proxy in &self.proxies {
+            proxy.set_mode(mode);
         }
     }
 

@@ -62,6 +62,7 @@ use crate::{
         scope::Scope,
         usage::{KeyUse, RouteUse},
     },
+    store::DatabaseRefusal,
 };
 
 /// The time in which forward-auth answers, with some of the promised second left for the network.
@@ -194,13 +195,18 @@ impl AccessLayer {
             Err(error) => return error.into_response(),
         };
         let error_format = self.surface.error_format(&request);
-        let (result, decision) = match self.rule {
-            _ if !self.app.store.is_schema_compatible() => self.refuse_schema(&info).await,
+        let is_refused = self.app.store.database_refusal().is_some();
+        let (mut result, mut decision) = match self.rule {
+            _ if is_refused => self.refuse_database(&info).await,
             AccessRule::Open | AccessRule::AddressLimited | AccessRule::SignIn => {
                 self.serve_public(&info, request).await
             }
             AccessRule::Protected(_) => self.serve_authenticated(&info, request).await,
         };
+        // A new connection may have reached a database in quarantine meanwhile.
+        if !is_refused && self.app.store.database_refusal().is_some() {
+            (result, decision) = self.refuse_database(&info).await;
+        }
         self.observe(&info, status_of(&result));
         let mut response = match result {
             Ok(response) => response,
@@ -322,9 +328,11 @@ impl AccessLayer {
         }
     }
 
-    /// Answers 503: with the schema of another version, this node could do anything wrong.
-    async fn refuse_schema(&self, info: &RequestInfo) -> LimitedResult {
-        let error = ApiError::unavailable("the database has the schema of another version").into();
+    /// Answers 503: with the schema of another version, this node could do anything wrong; and in
+    /// quarantine, revoked credentials would be accepted.
+    async fn refuse_database(&self, info: &RequestInfo) -> LimitedResult {
+        let message = self.app.store.database_refusal().map_or("", DatabaseRefusal::message);
+        let error = ApiError::unavailable(message).into();
         self.log_server_error(&error, info);
         (Err(error), self.app.limits.peek_address(info.ip).await)
     }
