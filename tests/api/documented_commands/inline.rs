@@ -24,7 +24,7 @@ fn every_document_with_code_has_a_test() {
         let name = path.rsplit('/').next().unwrap().trim_end_matches(".md");
         let name = name.to_lowercase().replace('-', "_");
         let test = format!("documented_commands::{{}}::{name}_commands_work");
-        let exists = ["deployment", "gateways", "pages"]
+        let exists = ["deployment", "gateways", "pages", "physical_backups"]
             .iter()
             .any(|module| has_test(&test.replace("{}", module)));
         assert!(exists || blocks(&text).is_empty(), "{path} has code blocks and no test {test}");

@@ -24,6 +24,7 @@ mod markdown;
 mod output;
 mod page;
 mod pages;
+mod physical_backups;
 mod promql;
 mod shell;
 mod stand_ins;
