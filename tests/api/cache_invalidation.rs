@@ -262,15 +262,15 @@ async fn strict_durability_responds_after_commit() {
     let mut sql = strict.database.connect().await;
     let mut tx = sql.begin().await.unwrap();
     tx.execute("LOCK TABLE audit_events IN SHARE MODE").await.unwrap();
-    let mut waiting = tokio::spawn(strict.get("/v1/auth/verify/s").bearer(&key.secret).send());
+    let mut waiting = tokio::spawn(strict.get("/v1/agents").bearer(&key.secret).send());
     strict.database.wait_for_blocked_statement().await;
     let early = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
     assert!(early.is_err(), "the response came before the commit: {early:?}");
     // With batched durability, the response does not wait for the log.
-    batched.get("/v1/auth/verify/b").bearer(&key.secret).send().await.expect_status(200);
+    batched.get("/v1/auth/me").bearer(&key.secret).send().await.expect_status(200);
     tx.rollback().await.unwrap();
     waiting.await.unwrap().expect_status(200);
-    let events = "SELECT count(*) FROM audit_events WHERE path = '/s'";
+    let events = "SELECT count(*) FROM audit_events WHERE path = '/v1/agents'";
     let written = sqlx::query_scalar::<_, i64>(events).fetch_one(&mut sql).await.unwrap();
     assert_eq!(written, 1, "the event is stored before the response");
 }
