@@ -39,7 +39,8 @@ pub async fn run(seconds: i32, scale: Scale) -> Figures {
     let wrapper = wrapper.each_ref().map(String::as_str);
     // A node that is killed may have lost uses, so no key would be safe to revoke for a while.
     assert!(deployment.nodes[1].stop().await.success());
-    deployment.nodes[1] = Node::start_through(&wrapper, "skewed", &url, SETTINGS).await;
+    let settings = [SETTINGS, &[("database.max_clock_skew_seconds", "7200")]].concat();
+    deployment.nodes[1] = Node::start_through(&wrapper, "skewed", &url, &settings).await;
     deployment.clients[1] = Client::new(&deployment.recorder, 1, &deployment.nodes[1]);
     let mut lost_sessions = 0;
     for _ in 0..scale.pick(2, 10) {
