@@ -102,7 +102,7 @@ GRANT EXECUTE ON FUNCTION oldest_compatible_version TO call2me_auth_app;
 ------------------------------------------------------------------------------------------------
 -- The clock
 --
--- All nodes take the time from PostgreSQL, so they agree on it whatever their own clocks say. The
+-- All nodes take the time from PostgreSQL, so they agree on it even if their own clocks differ. The
 -- clock of PostgreSQL may change, too: an operator sets it, or another server is promoted. Nodes
 -- notice that by their monotonic clocks, and begin a new epoch here before they use the new time.
 -- Times of two epochs cannot be compared. See `src/env/database_clock.rs`.
@@ -460,7 +460,7 @@ GRANT EXECUTE ON FUNCTION is_supported_time, is_plain_array, is_readable_json, a
 -- Deletion of old rows
 --
 -- The role calls the prune functions, so injected SQL can too. They take the time of the service,
--- but the times for which rows are kept are in the functions or authenticated with a MAC.
+-- but the times for which rows are kept are in the functions, or have the MAC of a node.
 
 -- Returns the time from which the age of rows counts: that of the service, unless it is in the
 -- future of this server. It is STABLE, so that prune functions use their indexes.
@@ -468,27 +468,7 @@ CREATE FUNCTION pruning_time(p_now timestamptz) RETURNS timestamptz
     LANGUAGE sql STABLE
     AS $$ SELECT least(p_now, transaction_timestamp()) $$;
 
--- Checks that a node knows this value, in seconds, of one of its settings. The message of the MAC
--- has another length than that of a context, so neither is valid for the other.
-CREATE FUNCTION require_signed_setting(p_name text, p_seconds bigint, p_key_id bytea, p_mac bytea)
-    RETURNS void
-    LANGUAGE plpgsql
-    AS $$
-    BEGIN
-        IF NOT EXISTS (
-            SELECT FROM context_keys k
-            WHERE k.id = p_key_id
-              AND sha256(hmac_sha256(k.inner_block, k.outer_block,
-                                     convert_to(p_name, 'UTF8') || int8send(p_seconds)))
-                  = sha256(p_mac))
-        THEN
-            RAISE EXCEPTION 'the MAC of the setting % is wrong', p_name
-                USING ERRCODE = 'insufficient_privilege';
-        END IF;
-    END
-    $$;
-
-REVOKE ALL ON FUNCTION pruning_time, require_signed_setting FROM PUBLIC;
+REVOKE ALL ON FUNCTION pruning_time FROM PUBLIC;
 
 ------------------------------------------------------------------------------------------------
 -- Irreversible ends

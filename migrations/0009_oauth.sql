@@ -234,17 +234,10 @@ CREATE FUNCTION set_oauth_client_resource(p_id uuid, p_resource text, p_key_id b
     RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-    DECLARE
-        message CONSTANT bytea := uuid_send(p_id) || sha256(convert_to(p_resource, 'UTF8'));
     BEGIN
-        IF NOT EXISTS (
-            SELECT FROM context_keys k
-            WHERE k.id = p_key_id
-              AND sha256(hmac_sha256(k.inner_block, k.outer_block, message)) = sha256(p_mac))
-        THEN
-            RAISE EXCEPTION 'the MAC of the resource is wrong'
-                USING ERRCODE = 'insufficient_privilege';
-        END IF;
+        PERFORM require_signed_decision('oauth_client_resource',
+                                        uuid_send(p_id) || convert_to(p_resource, 'UTF8'),
+                                        p_key_id, p_mac);
         UPDATE oauth_clients SET resource = p_resource WHERE id = p_id;
     END
     $$;
@@ -574,8 +567,8 @@ CREATE FUNCTION prune_oauth_grants(
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
-        PERFORM require_signed_setting('oauth.refresh_token_seconds', p_idle_seconds, p_key_id,
-                                       p_mac);
+        PERFORM require_signed_decision('oauth.refresh_token_seconds', int8send(p_idle_seconds),
+                                        p_key_id, p_mac);
         UPDATE oauth_grants SET ended_at = pruning_time(p_now), end_reason = 'idle'
         WHERE ended_at IS NULL
           AND last_used_at < pruning_time(p_now) - interval '1 day'

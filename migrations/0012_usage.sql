@@ -274,8 +274,8 @@ CREATE FUNCTION prune_key_usage(
         oldest CONSTANT timestamptz :=
             pruning_time(p_now) - p_retention_seconds * interval '1 second';
     BEGIN
-        PERFORM require_signed_setting('audit.usage_retention_days', p_retention_seconds, p_key_id,
-                                       p_mac);
+        PERFORM require_signed_decision('audit.usage_retention_days',
+                                        int8send(p_retention_seconds), p_key_id, p_mac);
         DELETE FROM key_usage_hours WHERE ctid = ANY (ARRAY(
             SELECT h.ctid FROM key_usage_hours h WHERE h.hour < oldest LIMIT 50000));
         DELETE FROM key_usage_clients c USING api_key_activity a

@@ -70,7 +70,8 @@ CREATE FUNCTION report_lost_generation(
             (SELECT renewals FROM nodes WHERE (id, registration) = (p_id, p_registration)), 0);
     BEGIN
         PERFORM require_signed_decision('report_lost_generation',
-                                        uuid_send(p_id) || int4send(p_registration),
+                                        uuid_send(p_id) || int4send(p_registration)
+                                            || int8send(p_renewals) || boolsend(p_is_same_history),
                                         p_key_id, p_mac);
         IF p_is_same_history OR lost * p_interval >= interval '1 minute' THEN
             PERFORM require_synchronous_commit();

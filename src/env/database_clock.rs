@@ -1,6 +1,6 @@
 //! The clock of PostgreSQL, as a node estimates it.
 //!
-//! All nodes take the time from PostgreSQL, so they agree on it whatever their own clocks say. A
+//! All nodes take the time from PostgreSQL, so they agree on it even if their own clocks differ. A
 //! node reads it when it connects and with each renewal of its lease, and adds the time that has
 //! passed since by its monotonic clock. So a reading costs no request anything.
 //!

@@ -3,7 +3,7 @@
 //! A large response waits in memory until its client has read it, and a client may read as slowly
 //! as it likes. So all of them together have a limit, and those of one workspace have a lower one.
 //! A response that exceeds it is sent all the same: those that were not read for the longest time
-//! are discarded instead, whatever their size. Their connections are closed, as if the network had
+//! are discarded instead, large or small. Their connections are closed, as if the network had
 //! failed. A client that reads is never among them while others do not.
 
 use std::{

@@ -97,19 +97,6 @@ impl ContextKey {
         mac
     }
 
-    /// Computes the MAC of the operator's decision that a client is a protected resource.
-    #[must_use]
-    pub fn sign_resource(&self, client: Uuid, resource: &str) -> [u8; 32] {
-        self.sign_parts(&[client.as_bytes(), digest(&SHA256, resource.as_bytes()).as_ref()])
-    }
-
-    /// Computes the MAC of a node's setting, in seconds. It is valid as long as the key: a repeated
-    /// call does nothing new.
-    #[must_use]
-    pub fn sign_setting(&self, name: &str, seconds: i64) -> [u8; 32] {
-        self.sign_parts(&[name.as_bytes(), &seconds.to_be_bytes()])
-    }
-
     /// Computes the MAC of a decision of the service: a purpose with its values.
     #[must_use]
     pub fn sign_decision(&self, purpose: &str, values: &[&[u8]]) -> [u8; 32] {
@@ -249,13 +236,6 @@ pub(super) struct SignedDecision {
     pub(super) mac: [u8; 32],
 }
 
-/// A setting and its MAC, for maintenance functions that must not take any value.
-pub(super) struct SignedSetting {
-    pub(super) seconds: i64,
-    pub(super) key_id: KeyId,
-    pub(super) mac: [u8; 32],
-}
-
 impl ContextSigner {
     /// Reads the clock of PostgreSQL, and checks that the database and the node know the same keys.
     ///
@@ -348,22 +328,17 @@ impl ContextSigner {
         SignedContext { issued_at, key_id, mac }
     }
 
-    /// Signs that a client is a protected resource.
-    pub(super) fn sign_resource(&self, client: Uuid, resource: &str) -> SignedDecision {
-        let Signer { key, .. } = &*self.0;
-        SignedDecision { key_id: key.id(), mac: key.sign_resource(client, resource) }
-    }
-
     /// Signs a decision: a purpose with its values.
     pub(super) fn sign_decision(&self, purpose: &str, values: &[&[u8]]) -> SignedDecision {
         let Signer { key, .. } = &*self.0;
         SignedDecision { key_id: key.id(), mac: key.sign_decision(purpose, values) }
     }
 
-    /// Signs the value of a setting.
-    pub(super) fn sign_setting(&self, name: &str, value: Duration) -> SignedSetting {
-        let (key, seconds) = (&self.0.key, i64::try_from(value.as_secs()).unwrap_or(i64::MAX));
-        SignedSetting { seconds, key_id: key.id(), mac: key.sign_setting(name, seconds) }
+    /// Signs the value of a setting, for maintenance functions that must not take any value.
+    /// Returns it in seconds.
+    pub(super) fn sign_setting(&self, name: &str, value: Duration) -> (i64, SignedDecision) {
+        let seconds = i64::try_from(value.as_secs()).unwrap_or(i64::MAX);
+        (seconds, self.sign_decision(name, &[&seconds.to_be_bytes()]))
     }
 }
 

@@ -21,7 +21,12 @@ impl NodeConnection {
         renew_interval: Duration,
         is_same_history: bool,
     ) -> Result<bool, StoreError> {
-        let values: [&[u8]; 2] = [node.id.as_bytes(), &node.number.to_be_bytes()];
+        let values: [&[u8]; 4] = [
+            node.id.as_bytes(),
+            &node.number.to_be_bytes(),
+            &renewals.to_be_bytes(),
+            &[is_same_history.into()],
+        ];
         let signed = self.context.sign_decision("report_lost_generation", &values);
         let is_in_quarantine = sqlx::query_scalar!(
             r#"SELECT report_lost_generation($1, $2, $3, $4, $5, $6, $7) AS "is!""#,

@@ -218,7 +218,10 @@ pub async fn insert(
     .execute(tx.conn())
     .await?;
     if let Some(resource) = &client.resource {
-        let SignedDecision { key_id, mac } = tx.context.sign_resource(client.id.uuid(), resource);
+        let id = client.id.uuid();
+        let values: [&[u8]; 2] = [id.as_bytes(), resource.as_bytes()];
+        let SignedDecision { key_id, mac } =
+            tx.context.sign_decision("oauth_client_resource", &values);
         sqlx::query!(
             r#"SELECT set_oauth_client_resource($1, $2, $3, $4) AS "done""#,
             client.id.uuid(),

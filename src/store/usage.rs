@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx, context::SignedSetting};
+use super::{Store, StoreError, Tx, context::SignedDecision};
 use crate::{
     env::{Clock, ClockEpoch, MAX_DISAGREEMENT},
     model::{
@@ -466,7 +466,7 @@ impl Store {
         now: OffsetDateTime,
         retention: std::time::Duration,
     ) -> Result<(), StoreError> {
-        let SignedSetting { seconds, key_id, mac } =
+        let (seconds, SignedDecision { key_id, mac }) =
             self.context.sign_setting("audit.usage_retention_days", retention);
         sqlx::query!(
             r#"SELECT prune_key_usage($1, $2, $3, $4) AS "done""#,

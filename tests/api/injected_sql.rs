@@ -466,13 +466,14 @@ async fn settings_of_prune_functions_need_their_mac() {
     let (key, hour) = (context_key(), 3600);
     let [grants, usage] = ["oauth.refresh_token_seconds", "audit.usage_retention_days"];
     let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let sign = |name, seconds: i64| key.sign_decision(name, &[&seconds.to_be_bytes()]);
     for (function, mac) in [
-        ("prune_oauth_grants", key.sign_setting(usage, hour)),
-        ("prune_oauth_grants", key.sign_setting(grants, hour + 1)),
+        ("prune_oauth_grants", sign(usage, hour)),
+        ("prune_oauth_grants", sign(grants, hour + 1)),
         ("prune_oauth_grants", key.sign(Some(workspace_of(&dana)), None, hour)),
         ("prune_oauth_grants", [0; 32]),
-        ("prune_key_usage", key.sign_setting(grants, hour)),
-        ("prune_key_usage", key.sign_setting(usage, hour - 1)),
+        ("prune_key_usage", sign(grants, hour)),
+        ("prune_key_usage", sign(usage, hour - 1)),
         ("prune_key_usage", [0; 32]),
     ] {
         let call = format!(

@@ -224,7 +224,7 @@ async fn seal_needs_its_mac() {
     tx.execute(AssertSqlSafe(seal(now, "NULL", sign(now, -1)))).await.unwrap();
 }
 
-/// The time of a seal does not go back in its own chain, whatever those of other chains are.
+/// The time of a seal does not go back in its own chain. Other chains do not move it.
 #[tokio::test]
 async fn seal_time_of_a_workspace_affects_no_other() {
     let app = TestApp::start().await;

@@ -473,7 +473,8 @@ async fn injected_sql_cannot_make_client_a_resource() {
     let mut workspaces = TwoWorkspaces::new(&app).await;
     let (acme, key) = (workspaces.acme, context_key());
     let [own, other] = [acme, workspaces.widgets];
-    let of_other = key.sign_resource(other, "https://api.example");
+    let of_other =
+        key.sign_decision("oauth_client_resource", &[other.as_bytes(), b"https://api.example"]);
     let context = key.sign(Some(own), None, 0);
     let set = |mac: &[u8]| {
         format!(

@@ -94,7 +94,7 @@ fn clock_before_first_reading_is_that_of_the_machine() {
 }
 
 #[test]
-fn clock_follows_the_server_whatever_the_machine_says() {
+fn clock_follows_the_server_on_machine_with_wrong_clock() {
     for ahead in [0, HOUR, -HOUR, 10 * SECOND] {
         let mut world = World::new(ahead);
         assert!(!world.synchronize());

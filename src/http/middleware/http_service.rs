@@ -43,23 +43,12 @@ impl HttpService {
         let cors = Arc::new(CorsRules::new(&app.settings.allowed_origins));
         Self { app, cors, routes }
     }
-
-    /// Passes a request to its route. Preflight requests to paths with a rule of CORS are answered
-    /// here.
-    async fn route(&self, request: Request) -> Response {
-        let routes = self.routes.clone();
-        let Ok(response) = match self.cors.rule_for(&request) {
-            Some(rule) => rule.layer(routes).oneshot(request).await,
-            None => routes.oneshot(request).await,
-        };
-        response
-    }
 }
 
 impl Respond for HttpService {
     async fn respond(self, peer: IpAddr, mut request: Request) -> Response {
-        let app = &self.app;
-        let info = attach_request_info(app, peer, &mut request);
+        let Self { app, cors, routes } = self;
+        let info = attach_request_info(&app, peer, &mut request);
         let path = request.uri().path();
         let is_private = is_api_path(path) || is_oauth_path(path);
         let is_host_valid = has_valid_host(&request);
@@ -68,7 +57,15 @@ impl Respond for HttpService {
         // The access layer catches and logs panics of handlers. This catches those of the code
         // around it.
         let handled = AssertUnwindSafe(async {
-            if is_host_valid { Ok(self.route(request).await) } else { Err(invalid_host()) }
+            if !is_host_valid {
+                return Err(invalid_host());
+            }
+            // The rule's layer answers preflight requests without the route.
+            let Ok(response) = match cors.rule_for(&request) {
+                Some(rule) => rule.layer(routes).oneshot(request).await,
+                None => routes.oneshot(request).await,
+            };
+            Ok(response)
         });
         let handled = handled.catch_unwind().await;
         let handled =

@@ -369,7 +369,7 @@ impl NewEvent {
     pub fn with_target<T: Id>(mut self, id: T, name: impl Into<Option<String>>) -> Self {
         let mut name = name.into();
         if let Some(name) = &mut name {
-            name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
+            name.truncate(truncate_bytes(name, MAX_NAME_BYTES).len());
         }
         self.target = Some(Target { kind: T::PREFIX, id: id.uuid(), name });
         self

@@ -8,7 +8,7 @@ mod state;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{DedicatedConnection, Store, StoreError, Tx, context::SignedSetting};
+use super::{DedicatedConnection, Store, StoreError, Tx, context::SignedDecision};
 use crate::model::{
     id::{ClientId, GrantId, Id, UserId, WorkspaceId},
     oauth::{
@@ -111,7 +111,7 @@ impl Store {
         now: OffsetDateTime,
         idle: std::time::Duration,
     ) -> Result<(), StoreError> {
-        let SignedSetting { seconds, key_id, mac } =
+        let (seconds, SignedDecision { key_id, mac }) =
             self.context.sign_setting("oauth.refresh_token_seconds", idle);
         sqlx::query!(
             r#"SELECT prune_expired_oauth_codes($1) AS codes,
