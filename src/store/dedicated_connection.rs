@@ -43,11 +43,14 @@ impl DedicatedConnection {
         if self.server.is_some_and(|server| binding.server().ok() != Some(server)) {
             return Err(StoreError::timed_out());
         }
-        let output = work(&mut connection).await.inspect_err(|error| {
-            if has_stale_statement(error) {
-                connection.close_on_drop();
-            }
-        })?;
+        let work = async {
+            work(&mut connection).await.inspect_err(|error| {
+                if has_stale_statement(error) {
+                    connection.close_on_drop();
+                }
+            })
+        };
+        let output = self.store.pools.until_replaced(&binding, work).await?;
         self.connection = Some((connection, binding));
         Ok(output)
     }

@@ -386,14 +386,14 @@ impl Tx {
     /// earlier server are over.
     ///
     /// # Errors
-    /// [`StoreError`] if the commit fails. If the connection is lost meanwhile, or the commit takes
-    /// too long, as on a primary without its synchronous standby, the transaction may or may not be
-    /// committed.
+    /// [`StoreError`] if the commit fails. If the connection is lost or its server replaced
+    /// meanwhile, or the commit takes too long, as on a primary without its synchronous standby,
+    /// the transaction may or may not be committed.
     pub async fn commit(self, _: Audited) -> Result<Committed, StoreError> {
         // A change on a server that was replaced would be lost, or not reach the nodes.
         let server = self.binding.server()?;
-        let committed = timeout(COMMIT_TIMEOUT, self.inner.commit()).await;
-        committed.map_err(|_| StoreError::timed_out())??;
+        let commit = self.pools.until_replaced(&self.binding, self.inner.commit());
+        Store::with_timeout(COMMIT_TIMEOUT, commit).await?;
         self.pools.wait_until_settled(&self.binding).await?;
         Ok(Committed::new(server))
     }

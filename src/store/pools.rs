@@ -264,6 +264,26 @@ impl Pools {
         current.wait_for(|pair| !pair.binding.is_same(binding)).await.ok();
     }
 
+    /// Does work on a connection, but no longer than its pools are in use: a server that was cut
+    /// off may never answer, and nothing that it still does counts.
+    ///
+    /// # Errors
+    /// The errors of `work`; [`StoreError::Unavailable`] if the pools are replaced meanwhile.
+    pub(super) async fn until_replaced<T, E>(
+        &self,
+        binding: &ServerBinding,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, StoreError>
+    where
+        StoreError: From<E>,
+    {
+        tokio::select! {
+            biased;
+            done = work => Ok(done?),
+            () = self.wait_until_replaced(binding) => Err(StoreError::timed_out()),
+        }
+    }
+
     /// Connects anew, and replaces the pools if that reaches another server.
     ///
     /// # Errors

@@ -250,7 +250,11 @@ impl Deployment {
                 }
             }
             let is_complete = expected.iter().all(|request| events.contains_key(request));
-            if is_complete || started.elapsed() >= EVENT_LIMIT {
+            if is_complete {
+                return (history, events);
+            }
+            if started.elapsed() >= EVENT_LIMIT {
+                self.nodes.iter().for_each(Node::print_log);
                 return (history, events);
             }
             sleep(PAUSE).await;

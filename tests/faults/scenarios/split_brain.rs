@@ -77,7 +77,10 @@ pub async fn run_with_several_hosts(scale: Scale) -> Figures {
     let keys = deployment.create_keys(scale.pick(4, 12)).await;
     let (revoked, good) = keys.split_at(keys.len() / 2);
     replication.set_mode(ProxyMode::Refuse);
+    replication.cut_connections();
     let fault = deployment.recorder.now();
+    // Their events are being committed on the old primary, which waits for its standby for ever.
+    deployment.observe(good, Duration::from_millis(200)).await;
     standby.promote().await;
     for (number, key) in revoked.iter().enumerate() {
         deployment.revoke(number % 2, key).await;
