@@ -11,7 +11,7 @@
 //!   it for that time, or when the operator discards it. Nodes stop reading with a key that has
 //!   left the database: see [`super::master_key`].
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use serde::Serialize;
@@ -34,6 +34,7 @@ use crate::{
             FACTOR_KEYS, GRANT_SEEDS, PreviousKeyUse, ResealedValue, SESSION_SEEDS, SIGNING_KEYS,
             SealedColumn,
         },
+        with_source,
     },
 };
 
@@ -112,12 +113,12 @@ pub async fn reencrypt(
     let mut owner = OwnerConnection::connect(owner_url).await?;
     let ids = keys.ids()?;
     let failed = |error: StoreError| {
-        format!("cannot re-encrypt: {}; run the command again", describe(&error))
+        format!("cannot re-encrypt: {}; run the command again", with_source(error))
     };
     // Before the values: a node that stops using a key meanwhile may have written some since.
     let uses = owner.record_previous_keys(*ids.current(), DERIVED_LIFETIME).await;
     let uses = uses.map_err(failed)?;
-    let mut run = Run { owner: &mut owner, env, unreadable: 0 };
+    let mut run = Reencryption { owner: &mut owner, env, unreadable: 0 };
     let reencrypted = Reencrypted {
         signing_keys: run.reencrypt(&SIGNING_KEYS, &keys.signing_key_sealing()?).await?,
         sessions: run.reencrypt(&SESSION_SEEDS, &keys.session_seed_sealing()?).await?,
@@ -156,14 +157,6 @@ pub async fn reencrypt(
     Ok(ReencryptionReport { reencrypted, unreadable, previous_keys, previous_keys_needed, summary })
 }
 
-/// Returns the text of an error with its cause.
-fn describe(error: &StoreError) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
 /// Says whether the previous keys are still needed.
 fn summarize(keys: &[PreviousKey]) -> String {
     let nodes: i64 = keys.iter().map(|key| key.nodes).sum();
@@ -195,7 +188,7 @@ fn summarize(keys: &[PreviousKey]) -> String {
 }
 
 /// A run of the command.
-struct Run<'a> {
+struct Reencryption<'a> {
     owner: &'a mut OwnerConnection,
     env: &'a Env,
     unreadable: u64,
@@ -210,7 +203,7 @@ struct Pass {
     unreadable: u64,
 }
 
-impl Run<'_> {
+impl Reencryption<'_> {
     /// Encrypts the values of a column again. Returns their number.
     async fn reencrypt(
         &mut self,
@@ -232,7 +225,7 @@ impl Run<'_> {
 
     async fn pass(&mut self, column: &SealedColumn, keys: &SealingKeys) -> Result<Pass, String> {
         let failed = |error: StoreError| {
-            format!("cannot re-encrypt {column}: {}; run the command again", describe(&error))
+            format!("cannot re-encrypt {column}: {}; run the command again", with_source(error))
         };
         let (mut pass, mut after) = (Pass::default(), Uuid::nil());
         loop {

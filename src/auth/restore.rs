@@ -25,6 +25,7 @@ use crate::{
         StoreError,
         owner_connection::OwnerConnection,
         restore::{EndedLinks, GrantsToEnd, RestoreTx},
+        with_source,
     },
 };
 
@@ -126,14 +127,15 @@ pub async fn finish(
 ) -> Result<RestoreReport, String> {
     let RestoreOptions { kind, checkpoints, keep_oauth_grants, dry_run } = options;
     let mut owner = OwnerConnection::connect(owner_url).await?;
-    let failed = |error: StoreError| format!("cannot finish the restore: {}", describe(&error));
+    let failed = |error: StoreError| format!("cannot finish the restore: {}", with_source(error));
     let (tx, quarantine) = owner.begin_restore().await.map_err(failed)?.ok_or(
-        "the database is not in quarantine: nothing is to be finished. After a restore of a base \
+        "the database is not in quarantine: there is nothing to finish. After a restore of a base \
          backup, first run `call2me-auth admin restore begin`",
     )?;
     let now = env.clock.now();
-    let mut run = Run { tx, env, now, events: Vec::new(), revoked: Revoked::default() };
-    let checkpoints = run.compare(&checkpoints).await.map_err(failed)?;
+    let mut progress =
+        RestoreProgress { tx, env, now, events: Vec::new(), revoked: Revoked::default() };
+    let checkpoints = progress.compare(&checkpoints).await.map_err(failed)?;
     let missing: i64 = checkpoints.iter().map(|checkpoint| checkpoint.missing_events).sum();
     let mut report = RestoreReport {
         dry_run,
@@ -156,15 +158,15 @@ pub async fn finish(
         }
         RestoreKind::Move => {}
         RestoreKind::Backup(list) => {
-            run.revoke(*list, keep_oauth_grants, &mut report).await.map_err(failed)?;
+            progress.revoke(*list, keep_oauth_grants, &mut report).await.map_err(failed)?;
         }
     }
     report.summary = summary(&report, missing);
     if !dry_run {
-        run.tx.append_events(&run.events).await.map_err(failed)?;
-        run.tx.finish().await.map_err(failed)?;
+        progress.tx.append_events(&progress.events).await.map_err(failed)?;
+        progress.tx.finish().await.map_err(failed)?;
     }
-    report.revoked = run.revoked;
+    report.revoked = progress.revoked;
     Ok(report)
 }
 
@@ -174,7 +176,7 @@ pub async fn finish(
 /// A message of one line for the operator.
 pub async fn begin(owner_url: &str) -> Result<(), String> {
     let mut owner = OwnerConnection::connect(owner_url).await?;
-    let failed = |error| format!("cannot begin the restore: {}", describe(&error));
+    let failed = |error| format!("cannot begin the restore: {}", with_source(error));
     owner.begin_quarantine().await.map_err(failed)
 }
 
@@ -195,14 +197,8 @@ fn summary(report: &RestoreReport, missing: i64) -> String {
     format!("{outcome}; {log}{by_hand}")
 }
 
-fn describe(error: &StoreError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
-struct Run<'a> {
+/// A restore that is being finished.
+struct RestoreProgress<'a> {
     tx: RestoreTx<'a>,
     env: &'a Env,
     now: OffsetDateTime,
@@ -211,7 +207,7 @@ struct Run<'a> {
     revoked: Revoked,
 }
 
-impl Run<'_> {
+impl RestoreProgress<'_> {
     async fn compare(
         &mut self,
         checkpoints: &[Checkpoint],

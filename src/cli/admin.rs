@@ -36,7 +36,7 @@ use crate::{
         RegisteredClient,
         workspace_clients::{CreateClientParams, WorkspaceClients},
     },
-    store::api_keys::KeyFilter,
+    store::{api_keys::KeyFilter, with_source as describe},
 };
 
 /// The `admin` commands.
@@ -540,11 +540,4 @@ fn read_line(what: &str) -> Result<String, String> {
         .read_line(&mut line)
         .map_err(|error| format!("cannot read {what}: {error}"))?;
     Ok(line)
-}
-
-fn describe(error: impl std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }

@@ -82,9 +82,9 @@ pub enum ClockObservation {
 }
 
 impl History {
-    /// True if another node began the epoch of this reading at a time that this node's clock was
-    /// not at since the last reading: PostgreSQL's clock has changed to it and back again, or a
-    /// failover has lost an epoch.
+    /// True if another node began the epoch of this reading at a time that is not between the last
+    /// reading and this one: PostgreSQL's clock has changed to it and back again, or a failover has
+    /// lost an epoch.
     fn contradicts_epoch(&self, previous: &ClockReading, reading: &ClockReading) -> bool {
         let (Some(known), Some(epoch)) = (self.epoch, reading.epoch) else { return false };
         let earliest = previous.time - MAX_DISAGREEMENT;
@@ -203,7 +203,7 @@ impl Clock for DatabaseClock {
         self.0.machine.monotonic()
     }
 
-    /// Returns an epoch that PostgreSQL does not know, until it was read: nothing is certain then.
+    /// Until the epoch was read from PostgreSQL, its number is -1, which no stored time has.
     fn epoch(&self) -> Option<ClockEpoch> {
         let known = self.history().epoch;
         Some(known.unwrap_or_else(|| ClockEpoch { number: -1, started_at: self.now() }))

@@ -526,7 +526,7 @@ fn remaining_access(remaining: &RemainingAccess, creator: &str) -> Vec<String> {
         (redirect_uris, "had added redirect URIs to these OAuth clients"),
         (
             widened_api_keys,
-            "had enabled or widened these API keys, or given access to their creators",
+            "had enabled or widened these API keys, or given access to their creators. They still work",
         ),
     ] {
         if list.total > 0 {

@@ -199,6 +199,14 @@ fn is_partition_missing(error: &(impl DatabaseError + ?Sized)) -> bool {
         && error.constraint().is_none()
 }
 
+/// Describes an error with its source, for a command of the operator.
+pub fn with_source(error: impl std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
 /// Formats a driver error for the operator: without PostgreSQL's detail, which may contain a row.
 fn describe(error: &sqlx::Error) -> String {
     let database = error.as_database_error();

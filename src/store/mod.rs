@@ -99,7 +99,7 @@ pub use committed::Committed;
 use context::{ContextIds, ContextSigner, SignedContext};
 pub use context::{ContextKey, ServiceLogin};
 pub use dedicated_connection::DedicatedConnection;
-pub use error::{Constraint, StoreError};
+pub use error::{Constraint, StoreError, with_source};
 use pooled_transaction::PooledTransaction;
 pub use pools::{PoolUsage, max_open_connections};
 use pools::{Pools, ServerBinding};

@@ -357,7 +357,7 @@ async fn plain_revocation_names_access_added_to_others() {
     for part in [
         "added secrets to these OAuth clients, which still work: Robot",
         "added redirect URIs to these OAuth clients: Web",
-        "enabled or widened these API keys, or given access to their creators: narrow, off",
+        "enabled or widened these API keys, or given access to their creators. They still work: narrow, off",
         "eve@new.example",
     ] {
         assert!(text.contains(part), "{part}: {text}");

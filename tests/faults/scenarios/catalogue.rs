@@ -12,7 +12,7 @@ use super::{
 };
 use crate::faults::fixture::PatroniCluster;
 
-type Run = Pin<Box<dyn Future<Output = Figures>>>;
+type ScenarioFuture = Pin<Box<dyn Future<Output = Figures>>>;
 
 /// A scenario of the tables.
 pub struct Scenario {
@@ -22,7 +22,7 @@ pub struct Scenario {
     pub table: &'static str,
     /// Programs or a library that not every machine has.
     requires: Option<Requirement>,
-    pub start: fn(Scale) -> Run,
+    pub start: fn(Scale) -> ScenarioFuture,
 }
 
 #[derive(Clone, Copy)]
@@ -61,7 +61,11 @@ const RESTORE: &str = "Restore to before a revocation";
 const DATABASE: &str = "PostgreSQL refuses or loses connections, rights and tables";
 const RESOURCES: &str = "Resources";
 
-const fn scenario(table: &'static str, name: &'static str, start: fn(Scale) -> Run) -> Scenario {
+const fn scenario(
+    table: &'static str,
+    name: &'static str,
+    start: fn(Scale) -> ScenarioFuture,
+) -> Scenario {
     Scenario { name, table, requires: None, start }
 }
 
@@ -69,7 +73,7 @@ const fn scenario_with(
     requires: Requirement,
     table: &'static str,
     name: &'static str,
-    start: fn(Scale) -> Run,
+    start: fn(Scale) -> ScenarioFuture,
 ) -> Scenario {
     Scenario { name, table, requires: Some(requires), start }
 }
