@@ -46,7 +46,7 @@ use crate::{
     database_check,
     env::Env,
     http::{
-        self, App, AppState, HttpSettings, LargeBodyPermits, UnreadResponses,
+        self, App, AppState, HttpSettings, LargeBodyPermits, RefusalPauses, UnreadResponses,
         middleware::HttpService,
     },
     idempotency::Idempotency,
@@ -164,6 +164,7 @@ impl Application {
             last_database_ping: Mutex::default(),
             unavailable_log: LogLimiter::default(),
             large_body_permits: LargeBodyPermits::default(),
+            refusal_pauses: RefusalPauses::new(settings.server.max_connections),
             unread_responses: UnreadResponses::new(settings.server.max_body_bytes),
             openapi: LazyLock::new(Box::new(write_openapi)),
             metrics,

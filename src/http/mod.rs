@@ -34,6 +34,7 @@ mod large_body;
 pub mod middleware;
 pub mod oauth;
 pub mod openapi;
+mod refusal_pauses;
 pub mod route_types;
 pub mod routes;
 mod state;
@@ -48,6 +49,7 @@ use axum::Router;
 
 pub use error::ApiError;
 pub use large_body::LargeBodyPermits;
+pub use refusal_pauses::RefusalPauses;
 use state::HEADER_CAPACITY;
 pub use state::{App, AppState, HttpSettings};
 pub use unread_responses::UnreadResponses;

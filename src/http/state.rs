@@ -11,7 +11,8 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    large_body::LargeBodyPermits, static_content::StaticContent, unread_responses::UnreadResponses,
+    large_body::LargeBodyPermits, refusal_pauses::RefusalPauses, static_content::StaticContent,
+    unread_responses::UnreadResponses,
 };
 use crate::{
     audit::{AuditLog, AuditWriter, SealCounts},
@@ -68,6 +69,8 @@ pub struct AppState {
     pub unavailable_log: LogLimiter,
     /// Permits for requests with large bodies.
     pub large_body_permits: LargeBodyPermits,
+    /// Pauses before 429 responses.
+    pub refusal_pauses: RefusalPauses,
     /// Large responses that their clients have not read yet.
     pub unread_responses: UnreadResponses,
     /// The OpenAPI document as JSON. It is written at the first request for it.

@@ -130,6 +130,7 @@ const HTTP_LAYERS: [&[&str]; 6] = [
         "error",
         "forward_auth",
         "large_body",
+        "refusal_pauses",
         "state",
         "static_content",
         "surface",

@@ -2,11 +2,15 @@
 
 use futures_util::{StreamExt as _, stream};
 use serde_json::json;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream},
+    net::TcpStream,
+    time::timeout,
+};
 
 use super::fixture::{
-    Cluster, Node, UnreadResponse, acquire_test_lock, available_clients, connect_from,
-    format_request,
+    Cluster, Node, TEST_TIMEOUT, UnreadResponse, acquire_test_lock, available_clients,
+    connect_from, format_request,
 };
 
 const OPEN_FILES: u64 = 256;
@@ -21,11 +25,12 @@ async fn clients_leave_descriptors_for_postgresql() {
     let settings = [("database.max_connections", "16"), ("server.header_timeout_seconds", "3600")];
     let url = cluster.node_url();
     let limit = format!("--nofile={OPEN_FILES}:{OPEN_FILES}");
-    let mut node = Node::start_through(&["prlimit", &limit], "node", &url, &settings).await;
+    let node = Node::start_through(&["prlimit", &limit], "node", &url, &settings).await;
     node.wait_for_log("server.max_connections is lowered").await;
-    // Keeps its connection while the others connect.
-    node.http = reqwest::Client::builder().pool_idle_timeout(None).build().unwrap();
     let owner = node.register("acme").await;
+    // An HTTP client may open a second connection, which would wait behind the others.
+    let mut stream = BufStream::new(connect_from(&node, 1).await);
+    create_agent(&mut stream, &owner).await;
     // From twenty addresses, none of which reaches the limit of one.
     let clients =
         (0..400u16).map(|number| connect_from(&node, u8::try_from(number / 20).unwrap() + 2));
@@ -33,10 +38,8 @@ async fn clients_leave_descriptors_for_postgresql() {
     // More than the service accepts. The kernel holds some of the others, and lets the rest wait.
     let idle: Vec<TcpStream> = clients.by_ref().take(150).collect().await;
     // Each request is a transaction.
-    for number in 0..50 {
-        let body = json!({ "agent_name": number.to_string() });
-        let create = node.request("POST", "/v1/agents").bearer(&owner).json(body);
-        create.send().await.expect_status(201);
+    for _ in 0..50 {
+        create_agent(&mut stream, &owner).await;
     }
     let open = node.count_open_files();
     println!("{open} of {OPEN_FILES} files are open");
@@ -47,6 +50,28 @@ async fn clients_leave_descriptors_for_postgresql() {
     // Clients that had to wait are served when others leave.
     drop((idle, clients));
     drop(UnreadResponse::start(&node, 2, &format_request("/livez", &[])).await);
+}
+
+/// Creates an agent over an open connection.
+async fn create_agent(stream: &mut BufStream<TcpStream>, owner: &str) {
+    let body = json!({ "agent_name": "Receptionist" }).to_string();
+    let request = format!(
+        "POST /v1/agents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {owner}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len(),
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut lines = Vec::new();
+    while lines.last().is_none_or(|line| line != "\r\n") {
+        let mut line = String::new();
+        timeout(TEST_TIMEOUT, stream.read_line(&mut line)).await.unwrap().unwrap();
+        lines.push(line.to_ascii_lowercase());
+    }
+    assert!(lines[0].starts_with("http/1.1 201"), "{lines:?}");
+    let length = lines.iter().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let mut body = vec![0; length.trim().parse().unwrap()];
+    timeout(TEST_TIMEOUT, stream.read_exact(&mut body)).await.unwrap().unwrap();
 }
 
 /// One client cannot take all connections that a low limit allows.

@@ -207,7 +207,12 @@ impl AccessLayer {
         if !is_refused && self.app.store.database_refusal().is_some() {
             (result, decision) = self.refuse_database(&info).await;
         }
-        self.observe(&info, status_of(&result));
+        let status = status_of(&result);
+        self.observe(&info, status);
+        // Gateways hold a request of their own meanwhile, which may be one of a few.
+        if status == StatusCode::TOO_MANY_REQUESTS && !matches!(self.surface, Surface::Gateway) {
+            self.app.refusal_pauses.pause().await;
+        }
         let mut response = match result {
             Ok(response) => response,
             Err(error) => error_format.render(error, info.id, &self.app.settings.public_url),

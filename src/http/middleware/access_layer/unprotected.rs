@@ -59,6 +59,7 @@ pub(in crate::http) fn serve_static(
             let Some(refusal) = rate_limit_response::rejection(&decision) else {
                 return run_unprotected(&app, &info, &endpoint, request).await;
             };
+            app.refusal_pauses.pause().await;
             let format = surface.error_format(&request);
             let mut response = format.render(refusal.into(), info.id, &app.settings.public_url);
             rate_limit_response::set_headers(&decision, &app.env, response.headers_mut());
