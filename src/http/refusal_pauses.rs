@@ -1,5 +1,5 @@
-//! Pauses before 429 responses. A client that sends its next request at once would otherwise use the
-//! cores that other clients need, though nothing is done for its requests.
+//! Pauses before 429 responses. A client that sends its next request at once would otherwise use
+//! the cores that other clients need, though nothing is done for its requests.
 
 use std::time::Duration;
 
