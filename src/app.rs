@@ -380,17 +380,28 @@ impl Application {
     /// A message of one line for the operator.
     pub async fn begin_restore(&self) -> Result<(), String> {
         restore::begin(self.owner_url()?).await?;
-        sleep(self.settings.cache.lease_duration + LEASE_TOLERANCE).await;
+        self.wait_for_leases().await;
         Ok(())
     }
 
-    /// Revokes again what a backup has revived, and lifts the quarantine; see
-    /// [`crate::auth::restore`].
+    /// Revokes again what a backup has revived, and lifts the quarantine, once no node has a lease;
+    /// see [`crate::auth::restore`].
     ///
     /// # Errors
     /// A message of one line for the operator.
     pub async fn finish_restore(&self, options: RestoreOptions) -> Result<RestoreReport, String> {
-        restore::finish(self.owner_url()?, &self.app.env, options).await
+        let owner_url = self.owner_url()?;
+        let reason = self.store.check_quarantine().await;
+        let reason = reason.map_err(|error| format!("cannot check the quarantine: {error}"))?;
+        if reason.is_some() && !options.dry_run {
+            self.wait_for_leases().await;
+        }
+        restore::finish(owner_url, &self.app.env, options).await
+    }
+
+    /// Waits until all leases are over. In quarantine, no node gets one.
+    async fn wait_for_leases(&self) {
+        sleep(self.settings.cache.lease_duration + LEASE_TOLERANCE).await;
     }
 
     fn owner_url(&self) -> Result<&str, String> {

@@ -457,12 +457,15 @@ impl RestoreTx<'_> {
         Ok(())
     }
 
-    /// Lifts the quarantine and commits.
+    /// Marks all nodes as expired, lifts the quarantine and commits. No node may have a lease.
     ///
     /// # Errors
     /// [`StoreError`] if a query fails.
     pub async fn finish(mut self) -> Result<(), StoreError> {
         self.set_invalidation(true).await?;
+        // A node that did not notice the quarantine has to register, and to clear its cache: the
+        // ends of sessions have no invalidations.
+        sqlx::query!("UPDATE nodes SET is_expired = true").execute(&mut *self.0).await?;
         sqlx::query!(r#"SELECT require_synchronous_commit() AS "done""#)
             .fetch_one(&mut *self.0)
             .await?;

@@ -122,6 +122,23 @@ async fn moved_database_keeps_its_sessions() {
     wait_for_status(&app, &dana.access_token, 200).await;
 }
 
+/// The quarantine is over before the node notices it, as for a node that is cut off meanwhile.
+#[tokio::test]
+async fn ended_session_is_rejected_by_node_that_missed_the_quarantine() {
+    let app = TestApp::start().await;
+    let dana = app.register("acme").await;
+    app.get("/v1/auth/me").bearer(&dana.access_token).send().await.expect_status(200);
+    let mut sql = app.database.connect().await;
+    sql.execute(
+        "UPDATE database_state
+         SET quarantined_at = clock_timestamp(), quarantine_reason = 'a base backup'",
+    )
+    .await
+    .unwrap();
+    finish(&app, "").await.unwrap();
+    wait_for_status(&app, &dana.access_token, 401).await;
+}
+
 /// In the same history, nothing but a restore explains that a generation is lost.
 #[tokio::test]
 async fn node_that_knows_lost_generation_begins_quarantine() {
