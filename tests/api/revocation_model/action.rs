@@ -37,7 +37,8 @@ pub enum Action {
     /// P2 is promoted, and has the commit of a renewal that P1 had not acknowledged.
     FailOverWithRenewal,
     RestartServer(usize),
-    RestoreSnapshot,
+    Restore,
+    FinishRestore,
     RestartNode,
     StepClockForward,
     StepClockBack,
@@ -96,7 +97,8 @@ impl fmt::Display for Action {
                 write!(f, "P2 is promoted, with a renewal of the node that P1 did not answer")
             }
             Self::RestartServer(at) => write!(f, "{} crashes and starts again", server(at)),
-            Self::RestoreSnapshot => write!(f, "P1 is replaced by an older snapshot of itself"),
+            Self::Restore => write!(f, "the database is restored from the backup on P2"),
+            Self::FinishRestore => write!(f, "the operator finishes the restore"),
             Self::RestartNode => write!(f, "the node is killed and starts again"),
             Self::StepClockForward => write!(f, "PostgreSQL's clock goes 1 h ahead"),
             Self::StepClockBack => write!(f, "PostgreSQL's clock goes 1 h back"),

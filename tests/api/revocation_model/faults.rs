@@ -1,4 +1,4 @@
-//! The faults: failovers, restarts, restores, pruning, and steps of PostgreSQL's clock.
+//! The faults: failovers, restarts, pruning, and steps of PostgreSQL's clock.
 
 use super::{
     action::StatementKind,
@@ -55,21 +55,7 @@ impl Model {
         Some(())
     }
 
-    pub fn restore_snapshot(&self, next: &mut State) -> Option<()> {
-        let [server, standby] = &mut next.servers;
-        if standby.role != Role::Standby {
-            return None;
-        }
-        next.budget.snapshot_restores -= 1;
-        server.database = standby.database;
-        server.starts += 1;
-        server.age = 0;
-        self.watch_again(server);
-        self.forget_lost_revocation(next);
-        Some(())
-    }
-
-    fn watch_again(&self, server: &mut Server) {
+    pub fn watch_again(&self, server: &mut Server) {
         if let Some(row) = &mut server.database.row
             && self.has(Rule::WatchOnOneServer)
         {

@@ -18,6 +18,8 @@ mod faults;
 mod model;
 mod node;
 mod recovery;
+mod restore;
+mod restore_tests;
 mod revoker;
 mod rules;
 mod state;
@@ -25,7 +27,7 @@ mod state;
 use std::cell::Cell;
 
 use explorer::{Counterexample, explore, explore_with, walk_randomly};
-use model::{Model, Violation};
+use model::{Credential, Model, Violation};
 use rules::{Rule, Rules};
 use state::{Budget, LEASE, Replication, Role};
 
@@ -39,7 +41,7 @@ const NONE: Budget = Budget {
     node_restarts: 0,
     node_stops: 0,
     server_restarts: 0,
-    snapshot_restores: 0,
+    restore: None,
     late_statements: 0,
     clock_steps: 0,
     prunes: 0,
@@ -50,7 +52,13 @@ const FAILOVER: Budget = Budget { failovers: 1, ..NONE };
 const BOTH: [Replication; 2] = [Replication::Synchronous, Replication::Asynchronous];
 
 fn model(replication: Replication, rules: Rules, budget: Budget) -> Model {
-    Model { rules, replication, old_primary: Role::ReadOnly, budget }
+    Model {
+        rules,
+        replication,
+        old_primary: Role::ReadOnly,
+        credential: Credential::ApiKey,
+        budget,
+    }
 }
 
 /// Explores all states, and checks that none breaks a promise.
@@ -305,17 +313,6 @@ fn new_key_may_be_unknown_until_history_settles() {
     let rules = rules.without(Rule::NewHistoryClears);
     let found = find_counterexample(&model(Replication::Asynchronous, rules, budget));
     assert_eq!(found.violation, Violation::AcceptedUnknownKey);
-}
-
-/// A snapshot of the server has the history of the server. Only the start of the server differs.
-#[test]
-fn snapshot_of_a_running_server_breaks_promise_unless_servers_settle() {
-    let budget = Budget { snapshot_restores: 1, ..NONE };
-    find_counterexample(&model(Replication::Asynchronous, Rules::PROTOCOL, budget));
-    for rule in [Rule::NewServerClears, Rule::NewServerSettles] {
-        find_counterexample(&model(Replication::Asynchronous, Rules::ALL.without(rule), budget));
-    }
-    check(&model(Replication::Asynchronous, Rules::ALL, budget));
 }
 
 /// An old primary without synchronous replication goes on, with the nodes that reach it.

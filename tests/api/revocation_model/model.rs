@@ -26,6 +26,17 @@ pub enum Violation {
     RefusedNewKey,
     /// A node that missed nothing was refused, and cleared its cache.
     NeedlessRefusal,
+    /// A database that was not restored is in quarantine.
+    NeedlessQuarantine,
+}
+
+/// The kind of the credential that the model calls the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    /// The operator lists it if it was revoked after the backup.
+    ApiKey,
+    /// It ends when the operator finishes a restore.
+    Session,
 }
 
 /// The rules and the faults to explore.
@@ -35,6 +46,7 @@ pub struct Model {
     pub replication: Replication,
     /// The role of P1 after a failover.
     pub old_primary: Role,
+    pub credential: Credential,
     pub budget: Budget,
 }
 
@@ -65,6 +77,7 @@ impl Model {
             node: Node::default(),
             late: None,
             is_answered: false,
+            restored: None,
             budget: self.budget,
         }
     }
@@ -135,7 +148,8 @@ impl Model {
             Action::Replicate,
             Action::FailOver,
             Action::FailOverWithRenewal,
-            Action::RestoreSnapshot,
+            Action::Restore,
+            Action::FinishRestore,
             Action::RestartNode,
             Action::StepClockForward,
             Action::StepClockBack,
@@ -155,7 +169,7 @@ impl Model {
             Action::RestartNode => budget.node_restarts > 0,
             Action::Run(StatementKind::Deregistration, _) => budget.node_stops > 0,
             Action::RestartServer(_) => budget.server_restarts > 0,
-            Action::RestoreSnapshot => budget.snapshot_restores > 0 && !self.is_synchronous(),
+            Action::Restore => budget.restore.is_some() && !self.is_synchronous(),
             Action::SendLate(StatementKind::Read | StatementKind::Deregistration) => false,
             Action::SendLate(_) | Action::SendLateMark(_) => {
                 budget.late_statements > 0 && state.late.is_none()
@@ -219,7 +233,8 @@ impl Model {
             Action::FailOver => self.fail_over(next)?,
             Action::FailOverWithRenewal => self.fail_over_with_renewal(next)?,
             Action::RestartServer(index) => self.restart_server(next, index)?,
-            Action::RestoreSnapshot => self.restore_snapshot(next)?,
+            Action::Restore => self.restore(next)?,
+            Action::FinishRestore => self.finish_restore(next)?,
             Action::RestartNode => {
                 next.budget.node_restarts -= 1;
                 next.node = Node::default();
@@ -240,6 +255,9 @@ impl Model {
         let before = *next;
         let statement = self.statement(next, kind);
         let answer = self.run(next, index, statement, false)?;
+        if answer == Answer::Refused {
+            self.report_lost_generation(next, index);
+        }
         let is_lease = matches!(answer, Answer::Registered { .. } | Answer::Renewed { .. });
         if is_lease || kind == StatementKind::Deregistration {
             next.node.call = Some(Call { age: 0, answer });
@@ -267,6 +285,12 @@ impl Model {
             }
         }
         let node = &mut next.node;
+        // No report depends on the history of a generation that no server has lost.
+        let may_report =
+            |server: &Server| server.may_commit() && server.database.has_lost(node.applied);
+        if node.history != 0 && !next.servers.iter().any(may_report) {
+            node.history = 0;
+        }
         if self.has(Rule::OutdatedLookupNotCached) {
             node.lookup =
                 node.lookup.filter(|lookup| lookup.is_after_answer || !lookup.is_outdated);
@@ -275,6 +299,9 @@ impl Model {
 
     fn broken_promise(&self, state: &State) -> Option<Violation> {
         let database = &state.primary().database;
+        if database.is_in_quarantine && state.restored.is_none() {
+            return Some(Violation::NeedlessQuarantine);
+        }
         if self.is_synchronous() && state.is_answered && !database.key_is_revoked {
             return Some(Violation::LostRevocation);
         }

@@ -5,7 +5,8 @@ use super::{
     model::{Model, Promise, Violation},
     rules::Rule,
     state::{
-        Answer, Database, LEASE, Lease, Lookup, Node, NodeRow, Position, Role, State, Statement,
+        Answer, Database, LEASE, Lease, Lookup, Node, NodeRow, Position, Role, ServerName, State,
+        Statement,
     },
 };
 
@@ -59,6 +60,11 @@ impl Model {
         }
         let mut database = server.database;
         let answer = match statement {
+            Statement::Register { .. }
+                if database.is_in_quarantine && self.has(Rule::QuarantineRefusesRegistration) =>
+            {
+                return Some(Answer::Refused);
+            }
             Statement::Register { registration } => {
                 // A late registration makes a row that no node uses.
                 if !(is_late && self.has(Rule::NewRowForRegistration)) {
@@ -81,7 +87,7 @@ impl Model {
                 self.continue_watch(&mut database, index, next);
                 Answer::Renewed { server: name }
             }
-            Statement::Read { position } => return Some(self.read(&database, position)),
+            Statement::Read { position } => return Some(self.read(name, &database, position)),
             Statement::Acknowledge { registration, position, server } => {
                 let is_elsewhere = server.is_some_and(|server| server != name);
                 if is_elsewhere && self.has(Rule::NodeOnLeaseServer) {
@@ -156,7 +162,9 @@ impl Model {
             return false;
         };
         let is_marked = row.is_expired && self.has(Rule::Mark);
-        if is_marked || (!is_known && self.has(Rule::GenerationToken)) {
+        let is_in_quarantine =
+            database.is_in_quarantine && self.has(Rule::QuarantineRefusesRenewal);
+        if is_marked || is_in_quarantine || (!is_known && self.has(Rule::GenerationToken)) {
             return false;
         }
         row.renewals += 1;
@@ -178,7 +186,7 @@ impl Model {
         }
     }
 
-    fn read(&self, database: &Database, position: Position) -> Answer {
+    fn read(&self, server: ServerName, database: &Database, position: Position) -> Answer {
         let rows = database.since(position.generation);
         let names_key = rows.clone().any(|row| row.is_of_key);
         let missing = database.generation.checked_sub(position.generation);
@@ -188,7 +196,7 @@ impl Model {
             return Answer::Refused;
         }
         let is_complete = is_complete || !self.has(Rule::GapClears);
-        Answer::Batch { position: database.head(), names_key, is_complete }
+        Answer::Batch { server, position: database.head(), names_key, is_complete }
     }
 
     pub fn receive(&self, node: &mut Node, age: u8, answer: Answer) {
@@ -199,21 +207,21 @@ impl Model {
                 node.clear_cache();
                 node.is_registered = true;
                 node.applied = position;
+                node.history = server.index;
                 node.server = server;
                 node.lease = lease(server);
             }
             Answer::Renewed { server } => {
-                let is_new_start = node.server != server && self.has(Rule::NewServerClears);
-                let is_new_history =
-                    node.server.index != server.index && self.has(Rule::NewHistoryClears);
-                if is_new_start || is_new_history {
+                let is_new_history = node.server.index != server.index;
+                if is_new_history && self.has(Rule::NewHistoryClears) {
                     node.clear_cache();
                 }
                 node.server = server;
                 node.lease = lease(server);
             }
-            Answer::Batch { position, names_key, is_complete } => {
+            Answer::Batch { server, position, names_key, is_complete } => {
                 node.applied = position;
+                node.history = server.index;
                 if names_key || !is_complete {
                     node.clear_cache();
                 }

@@ -28,6 +28,7 @@ impl Model {
             if is_node_alive {
                 self.run_node_loop(&mut state, primary);
             }
+            self.try_step(&mut state, Action::FinishRestore);
             self.try_step(&mut state, Action::RevokeKey(primary));
             self.try_step(&mut state, Action::Mark(primary));
             self.try_step(&mut state, Action::AnswerRevocation(primary, primary));

@@ -68,9 +68,8 @@ impl Model {
 
     /// True if all leases of earlier servers are over.
     fn is_settled(&self, server: &Server, name: ServerName) -> bool {
-        let is_new_start = name != ServerName::default() && self.has(Rule::NewServerSettles);
         let is_new_history = name.index != 0 && self.has(Rule::NewHistorySettles);
-        (!is_new_start && !is_new_history) || server.age >= self.wait()
+        !is_new_history || server.age >= self.wait()
     }
 
     /// Answers a revocation that was committed or repeated on one server, after a look at the nodes
@@ -87,6 +86,7 @@ impl Model {
         if next.is_answered
             || is_elsewhere
             || !server.answers()
+            || (server.database.is_in_quarantine && self.has(Rule::QuarantineRefusesRequests))
             || !self.is_settled(server, server.name(seen))
         {
             return None;

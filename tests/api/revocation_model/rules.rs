@@ -24,9 +24,6 @@ pub enum Rule {
     GapClears,
     /// A node that gets a lease in another history clears its cache. Broken: it keeps the cache.
     NewHistoryClears,
-    /// A node that gets a lease from another server clears its cache. Broken: only if the history
-    /// is another one too.
-    NewServerClears,
     /// All statements of a fence run on the server of the commit. Broken: on any server.
     FenceOnOneServer,
     /// The fence waits until the counter of renewals stands still. Broken: by PostgreSQL's clock.
@@ -43,9 +40,6 @@ pub enum Rule {
     NewRowForRegistration,
     /// A new history answers no fence until all earlier leases are over. Broken: it does.
     NewHistorySettles,
-    /// A new server answers no fence until all earlier leases are over. Broken: only if the history
-    /// is another one too.
-    NewServerSettles,
     /// A key is created only in a settled history. Broken: at once.
     CreationSettles,
     /// A node ends its lease before it deregisters. Broken: afterwards.
@@ -53,6 +47,29 @@ pub enum Rule {
     /// A node renews and acknowledges on the server of its lease, until that is over. Broken: on
     /// any server.
     NodeOnLeaseServer,
+    /// In quarantine no node registers. Broken: it does.
+    QuarantineRefusesRegistration,
+    /// In quarantine no node renews. Broken: it does.
+    QuarantineRefusesRenewal,
+    /// In quarantine no request is answered. Broken: revocations are.
+    QuarantineRefusesRequests,
+    /// A database with another identity is in quarantine. Broken: it is not.
+    OtherIdentityQuarantines,
+    /// A lost generation that no failover explains begins the quarantine. Broken: it does not.
+    LostGenerationQuarantines,
+    /// A failover explains that another history lacks the last minute. Broken: nothing does.
+    FailoverExplainsLoss,
+    /// The operator begins the quarantine before the first node starts. Broken: nodes just start.
+    OperatorBeginsQuarantine,
+    /// The quarantine ends after all leases from before it. Broken: at any time.
+    QuarantineOutlastsLeases,
+    /// The end of the quarantine revokes again what was revoked after the backup. Broken: it does
+    /// not.
+    FinishRevokesAgain,
+    /// The end of the quarantine ends all sessions. Broken: it does not.
+    FinishEndsSessions,
+    /// The end of the quarantine marks all nodes. Broken: they renew, with the cache that they had.
+    FinishMarks,
 }
 
 /// The rules that are followed.
@@ -64,11 +81,8 @@ impl Rules {
     pub const ALL: Self = Self(u32::MAX);
 
     /// The protocol of docs/revocation.md.
-    pub const PROTOCOL: Self = Self::ALL
-        .without(Rule::NewServerClears)
-        .without(Rule::NewServerSettles)
-        .without(Rule::CreationSettles)
-        .without(Rule::NodeOnLeaseServer);
+    pub const PROTOCOL: Self =
+        Self::ALL.without(Rule::CreationSettles).without(Rule::NodeOnLeaseServer);
 
     /// The protocol before failovers were considered: it knew one server, and believed its clock.
     pub const FIRST_PROTOCOL: Self = Self::PROTOCOL
@@ -82,7 +96,8 @@ impl Rules {
         .without(Rule::WatchOnOneServer)
         .without(Rule::Mark)
         .without(Rule::NewRowForRegistration)
-        .without(Rule::NewHistorySettles);
+        .without(Rule::NewHistorySettles)
+        .without(Rule::LostGenerationQuarantines);
 
     pub const fn without(self, rule: Rule) -> Self {
         Self(self.0 & !(1 << rule as u32))

@@ -25,6 +25,37 @@ pub enum Replication {
     Asynchronous,
 }
 
+/// The backup from which the database is restored. The asynchronous standby has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backup {
+    /// A dump: another identity, and another history.
+    Dump,
+    /// A base backup with recovery to a point in time: another history, more than a minute earlier.
+    BaseOnNewTimeline,
+    /// A base backup or a snapshot that is started as it is: the same history.
+    BaseOnSameTimeline,
+}
+
+/// The serving node during a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Nodes {
+    /// It runs.
+    Running,
+    /// It runs, and has applied a change that the backup lacks.
+    Informed,
+    /// It runs, but reaches the restored database only after another node has reported such a
+    /// change.
+    CutOff,
+    /// All nodes are stopped until the operator has begun the quarantine.
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Restore {
+    pub backup: Backup,
+    pub nodes: Nodes,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     Primary,
@@ -74,6 +105,7 @@ pub struct Database {
     pub key_exists: bool,
     pub key_is_revoked: bool,
     pub row: Option<NodeRow>,
+    pub is_in_quarantine: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +138,7 @@ pub enum Answer {
         server: ServerName,
     },
     Batch {
+        server: ServerName,
         position: Position,
         names_key: bool,
         is_complete: bool,
@@ -147,6 +180,8 @@ pub struct Node {
     /// The id of its last registration.
     pub registration: u8,
     pub applied: Position,
+    /// The index of the server from which it has read this position.
+    pub history: u8,
     /// The server of its last lease.
     pub server: ServerName,
     pub lease: Option<Lease>,
@@ -162,7 +197,7 @@ pub struct Budget {
     pub node_restarts: u8,
     pub node_stops: u8,
     pub server_restarts: u8,
-    pub snapshot_restores: u8,
+    pub restore: Option<Restore>,
     pub late_statements: u8,
     pub clock_steps: u8,
     pub prunes: u8,
@@ -178,6 +213,8 @@ pub struct State {
     pub late: Option<Statement>,
     /// The revocation of the key was answered with 204.
     pub is_answered: bool,
+    /// The backup that replaced the database.
+    pub restored: Option<Backup>,
     pub budget: Budget,
 }
 
@@ -237,6 +274,11 @@ impl Server {
         !matches!(self.role, Role::Standby | Role::Down)
     }
 
+    /// True if it answers commits now, or if it can be promoted.
+    pub fn may_commit(&self) -> bool {
+        self.commits() || self.role == Role::Standby
+    }
+
     /// True if it answers commits.
     pub fn commits(&self) -> bool {
         matches!(self.role, Role::Primary | Role::Committing)
@@ -265,6 +307,12 @@ impl Database {
         let row = if by_predecessor { Some(next) } else { next.checked_sub(1) };
         let is_kept = row.is_some_and(|index| !self.invalidations[index].is_pruned);
         is_kept && self.token(generation) == position.token
+    }
+
+    /// True if the position is not in the history of the database, and not only pruned.
+    pub fn has_lost(&self, position: Position) -> bool {
+        let next = self.invalidations.get(usize::from(position.generation));
+        !self.knows(position, true) && !next.is_some_and(|row| row.is_pruned)
     }
 
     /// The invalidations after a generation that are not pruned.
