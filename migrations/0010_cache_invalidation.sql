@@ -1,12 +1,13 @@
 -- Cache invalidation: a change that restricts a cached credential reaches every node.
 --
--- A trigger records each such change, also one that is made with psql, as a row of `invalidations`
--- under the next generation, in the transaction of the change. A node reads the rows after its
--- generation, drops what they name from its cache, and acknowledges. A change waits until every
--- registered node has acknowledged it, or its lease has expired. docs/revocation.md specifies it.
+-- Triggers record such changes, also those that are made with psql, as rows of `invalidations`. The
+-- transaction that makes them gets the next generation when it commits, one for all its changes. A
+-- node reads the invalidations after its generation, drops what they name from its cache, and
+-- acknowledges. A change waits until every registered node has acknowledged it, or its lease has
+-- expired. docs/revocation.md specifies it.
 
--- The newest generation, in one row. A change locks the row until its commit, so generations become
--- visible in order and without gaps. Those of a sequence do not.
+-- The newest generation, in one row. A transaction locks the row at its commit only, so generations
+-- become visible in order and without gaps. Those of a sequence do not.
 CREATE TABLE invalidation_generation (
     is_singleton boolean PRIMARY KEY DEFAULT true CHECK (is_singleton),
     generation bigint NOT NULL,
@@ -16,11 +17,20 @@ CREATE TABLE invalidation_generation (
 );
 INSERT INTO invalidation_generation (generation, token) VALUES (0, gen_random_uuid());
 
-CREATE TABLE invalidations (
-    generation bigint PRIMARY KEY,
+-- The transactions that changed credentials. Transaction ids are never assigned again, except in
+-- another database: `admin restore finish` deletes those of a dump.
+CREATE TABLE invalidation_batches (
+    transaction_id xid8 PRIMARY KEY,
+    -- NULL until the commit.
+    generation bigint UNIQUE,
     -- The token of the generation before.
-    previous_token uuid NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    previous_token uuid,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX invalidation_batches_created_at_idx ON invalidation_batches (created_at);
+
+CREATE TABLE invalidations (
+    transaction_id xid8 NOT NULL,
     -- The credentials to drop: an API key, a session, a grant, all grants of a client, all
     -- credentials of a user (in one workspace, if that is set too), or all those of a workspace.
     key_digest bytea,
@@ -31,7 +41,7 @@ CREATE TABLE invalidations (
     client_id uuid,
     CHECK (num_nonnulls(key_digest, session_id, user_id, workspace_id, grant_id, client_id) > 0)
 );
-CREATE INDEX invalidations_created_at_idx ON invalidations (created_at);
+CREATE INDEX invalidations_transaction_id_idx ON invalidations (transaction_id);
 
 -- Nodes that may have cached credentials. The table is not UNLOGGED: a crash would empty it, and
 -- leases outlast a crash.
@@ -89,12 +99,9 @@ CREATE FUNCTION require_synchronous_commit() RETURNS void
     END
     $$;
 
--- Adds an invalidation under the next generation and wakes the nodes up. The notification is only a
--- hint: nodes read the table.
-CREATE FUNCTION add_invalidation(
-    p_key_digest bytea DEFAULT NULL, p_session_id uuid DEFAULT NULL, p_user_id uuid DEFAULT NULL,
-    p_workspace_id uuid DEFAULT NULL, p_grant_id uuid DEFAULT NULL, p_client_id uuid DEFAULT NULL
-) RETURNS void
+-- Trigger function: assigns the next generation to a transaction, and wakes the nodes up. The
+-- notification is only a hint: nodes read the tables.
+CREATE FUNCTION assign_generation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
@@ -103,25 +110,55 @@ CREATE FUNCTION add_invalidation(
         PERFORM require_synchronous_commit();
         SELECT * INTO previous FROM invalidation_generation FOR UPDATE;
         UPDATE invalidation_generation SET generation = generation + 1, token = gen_random_uuid();
-        INSERT INTO invalidations (generation, previous_token, key_digest, session_id, user_id,
-                                   workspace_id, grant_id, client_id)
-        VALUES (previous.generation + 1, previous.token, p_key_digest, p_session_id, p_user_id,
-                p_workspace_id, p_grant_id, p_client_id);
+        UPDATE invalidation_batches
+        SET generation = previous.generation + 1, previous_token = previous.token,
+            created_at = clock_timestamp()
+        WHERE transaction_id = NEW.transaction_id;
         PERFORM pg_notify('call2me_invalidations', '');
+        RETURN NULL;
     END
     $$;
+
+-- Deferred: the generation is locked last and only for the commit, and once for any number of
+-- changes. So changes wait for each other as little as possible, and cannot deadlock.
+CREATE CONSTRAINT TRIGGER invalidation_batches_assign_generation
+    AFTER INSERT ON invalidation_batches
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION assign_generation();
 
 -- Trigger function: adds the invalidation of a changed or deleted row.
 CREATE FUNCTION notify_invalidation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    DECLARE
+        added invalidations;
     BEGIN
+        CASE TG_TABLE_NAME
+            WHEN 'api_keys' THEN added.key_digest := OLD.digest;
+            WHEN 'sessions' THEN added.session_id := OLD.id;
+            WHEN 'memberships' THEN
+                added.user_id := coalesce(OLD.user_id, NEW.user_id);
+                added.workspace_id := coalesce(OLD.workspace_id, NEW.workspace_id);
+            WHEN 'users' THEN added.user_id := OLD.id;
+            WHEN 'workspaces' THEN added.workspace_id := OLD.id;
+            WHEN 'totp_factors' THEN added.user_id := OLD.user_id;
+            WHEN 'oauth_grants' THEN added.grant_id := OLD.id;
+            WHEN 'oauth_clients' THEN added.client_id := OLD.id;
+        END CASE;
         -- A row that is deleted together with its workspace, client or user needs no invalidation
         -- of its own. A client always does: its grants may be in other workspaces.
         IF TG_OP = 'DELETE' THEN
             CASE TG_TABLE_NAME
-                WHEN 'api_keys', 'sessions', 'memberships' THEN
+                WHEN 'api_keys' THEN
                     IF NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id) THEN
+                        RETURN NULL;
+                    END IF;
+                WHEN 'sessions', 'memberships' THEN
+                    IF NOT EXISTS (SELECT FROM workspaces WHERE id = OLD.workspace_id)
+                        OR NOT EXISTS (SELECT FROM users WHERE id = OLD.user_id) THEN
+                        RETURN NULL;
+                    END IF;
+                WHEN 'totp_factors' THEN
+                    IF NOT EXISTS (SELECT FROM users WHERE id = OLD.user_id) THEN
                         RETURN NULL;
                     END IF;
                 WHEN 'oauth_grants' THEN
@@ -134,98 +171,86 @@ CREATE FUNCTION notify_invalidation() RETURNS trigger
                 ELSE NULL;
             END CASE;
         END IF;
-        CASE TG_TABLE_NAME
-            WHEN 'api_keys' THEN PERFORM add_invalidation(p_key_digest => OLD.digest);
-            WHEN 'sessions' THEN PERFORM add_invalidation(p_session_id => OLD.id);
-            WHEN 'memberships' THEN
-                PERFORM add_invalidation(
-                    p_user_id => coalesce(OLD.user_id, NEW.user_id),
-                    p_workspace_id => coalesce(OLD.workspace_id, NEW.workspace_id));
-            WHEN 'users' THEN PERFORM add_invalidation(p_user_id => OLD.id);
-            WHEN 'workspaces' THEN PERFORM add_invalidation(p_workspace_id => OLD.id);
-            WHEN 'totp_factors' THEN PERFORM add_invalidation(p_user_id => OLD.user_id);
-            WHEN 'oauth_grants' THEN PERFORM add_invalidation(p_grant_id => OLD.id);
-            WHEN 'oauth_clients' THEN PERFORM add_invalidation(p_client_id => OLD.id);
-        END CASE;
+        added.transaction_id := pg_current_xact_id();
+        INSERT INTO invalidations VALUES (added.*);
+        INSERT INTO invalidation_batches (transaction_id) VALUES (added.transaction_id)
+        ON CONFLICT DO NOTHING;
         RETURN NULL;
     END
     $$;
 
-REVOKE ALL ON FUNCTION require_synchronous_commit, add_invalidation, notify_invalidation
+REVOKE ALL ON FUNCTION require_synchronous_commit, assign_generation, notify_invalidation
     FROM PUBLIC;
 
--- The triggers are deferred: the generation is locked last and only for the commit, so that changes
--- wait for each other as little as possible and cannot deadlock.
-
-CREATE CONSTRAINT TRIGGER api_keys_notify_invalidation AFTER UPDATE ON api_keys
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+CREATE TRIGGER api_keys_notify_invalidation AFTER UPDATE ON api_keys
+    FOR EACH ROW
     WHEN ((OLD.digest, OLD.name, OLD.scope, OLD.allowed_ips, OLD.creator_user_id, OLD.disabled_at,
            OLD.revoked_at, OLD.rate_limit_per_minute, OLD.workspace_id)
           IS DISTINCT FROM
           (NEW.digest, NEW.name, NEW.scope, NEW.allowed_ips, NEW.creator_user_id, NEW.disabled_at,
            NEW.revoked_at, NEW.rate_limit_per_minute, NEW.workspace_id))
     EXECUTE FUNCTION notify_invalidation();
-CREATE CONSTRAINT TRIGGER api_keys_notify_invalidation_on_delete AFTER DELETE ON api_keys
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
+CREATE TRIGGER api_keys_notify_invalidation_on_delete AFTER DELETE ON api_keys
+    FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER sessions_notify_invalidation AFTER UPDATE ON sessions
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+CREATE TRIGGER sessions_notify_invalidation AFTER UPDATE ON sessions
+    FOR EACH ROW
     WHEN ((OLD.user_id, OLD.workspace_id, OLD.expires_at, OLD.ended_at, OLD.passkey_id,
            OLD.cookie_digest, OLD.credential_generation)
           IS DISTINCT FROM
           (NEW.user_id, NEW.workspace_id, NEW.expires_at, NEW.ended_at, NEW.passkey_id,
            NEW.cookie_digest, NEW.credential_generation))
     EXECUTE FUNCTION notify_invalidation();
-CREATE CONSTRAINT TRIGGER sessions_notify_invalidation_on_delete AFTER DELETE ON sessions
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
+CREATE TRIGGER sessions_notify_invalidation_on_delete AFTER DELETE ON sessions
+    FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
 -- Also for a new member: a session may be cached as that of a user who is no member.
-CREATE CONSTRAINT TRIGGER memberships_notify_invalidation
+CREATE TRIGGER memberships_notify_invalidation
     AFTER INSERT OR UPDATE OR DELETE ON memberships
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
+    FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER users_notify_invalidation AFTER UPDATE ON users
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+CREATE TRIGGER users_notify_invalidation AFTER UPDATE ON users
+    FOR EACH ROW
     WHEN ((OLD.email, OLD.full_name) IS DISTINCT FROM (NEW.email, NEW.full_name))
     EXECUTE FUNCTION notify_invalidation();
-CREATE CONSTRAINT TRIGGER users_notify_invalidation_on_delete AFTER DELETE ON users
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
+CREATE TRIGGER users_notify_invalidation_on_delete AFTER DELETE ON users
+    FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER workspaces_notify_invalidation AFTER UPDATE ON workspaces
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+CREATE TRIGGER workspaces_notify_invalidation AFTER UPDATE ON workspaces
+    FOR EACH ROW
     WHEN ((OLD.rate_limit_per_minute, OLD.require_second_factor)
           IS DISTINCT FROM (NEW.rate_limit_per_minute, NEW.require_second_factor))
     EXECUTE FUNCTION notify_invalidation();
-CREATE CONSTRAINT TRIGGER workspaces_notify_invalidation_on_delete AFTER DELETE ON workspaces
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
+CREATE TRIGGER workspaces_notify_invalidation_on_delete AFTER DELETE ON workspaces
+    FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER totp_factors_notify_invalidation AFTER UPDATE ON totp_factors
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+CREATE TRIGGER totp_factors_notify_invalidation AFTER UPDATE ON totp_factors
+    FOR EACH ROW
     WHEN (OLD.confirmed_at IS DISTINCT FROM NEW.confirmed_at)
     EXECUTE FUNCTION notify_invalidation();
-CREATE CONSTRAINT TRIGGER totp_factors_notify_invalidation_on_delete AFTER DELETE ON totp_factors
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+CREATE TRIGGER totp_factors_notify_invalidation_on_delete AFTER DELETE ON totp_factors
+    FOR EACH ROW
     WHEN (OLD.confirmed_at IS NOT NULL)
     EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER oauth_grants_notify_invalidation AFTER UPDATE ON oauth_grants
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+CREATE TRIGGER oauth_grants_notify_invalidation AFTER UPDATE ON oauth_grants
+    FOR EACH ROW
     WHEN ((OLD.client_id, OLD.workspace_id, OLD.user_id, OLD.scope, OLD.passkey_id,
            OLD.revoked_tokens, OLD.ended_at)
           IS DISTINCT FROM
           (NEW.client_id, NEW.workspace_id, NEW.user_id, NEW.scope, NEW.passkey_id,
            NEW.revoked_tokens, NEW.ended_at))
     EXECUTE FUNCTION notify_invalidation();
-CREATE CONSTRAINT TRIGGER oauth_grants_notify_invalidation_on_delete AFTER DELETE ON oauth_grants
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+CREATE TRIGGER oauth_grants_notify_invalidation_on_delete AFTER DELETE ON oauth_grants
+    FOR EACH ROW
     WHEN (OLD.ended_at IS NULL AND OLD.redeemed_at IS NOT NULL)
     EXECUTE FUNCTION notify_invalidation();
 
-CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation AFTER UPDATE ON oauth_clients
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.name IS DISTINCT FROM NEW.name)
+CREATE TRIGGER oauth_clients_notify_invalidation AFTER UPDATE ON oauth_clients
+    FOR EACH ROW WHEN (OLD.name IS DISTINCT FROM NEW.name)
     EXECUTE FUNCTION notify_invalidation();
-CREATE CONSTRAINT TRIGGER oauth_clients_notify_invalidation_on_delete AFTER DELETE ON oauth_clients
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
+CREATE TRIGGER oauth_clients_notify_invalidation_on_delete AFTER DELETE ON oauth_clients
+    FOR EACH ROW EXECUTE FUNCTION notify_invalidation();
 
 ------------------------------------------------------------------------------------------------
 -- Nodes
@@ -237,7 +262,7 @@ CREATE FUNCTION is_known_generation(p_generation bigint, p_token uuid) RETURNS b
     AS $$
         SELECT EXISTS (SELECT FROM invalidation_generation
                        WHERE generation = p_generation AND token = p_token)
-            OR EXISTS (SELECT FROM invalidations
+            OR EXISTS (SELECT FROM invalidation_batches
                        WHERE generation = p_generation + 1 AND previous_token = p_token)
     $$;
 
@@ -391,20 +416,28 @@ CREATE FUNCTION invalidations_since(p_generation bigint)
     AS $$
         SELECT newest.generation, newest.token,
                CASE WHEN newest.generation = p_generation THEN newest.token
-                    ELSE (SELECT next.previous_token FROM invalidations next
+                    ELSE (SELECT next.previous_token FROM invalidation_batches next
                           WHERE next.generation = p_generation + 1)
                END,
-               i.generation, i.key_digest, i.session_id, i.user_id, i.workspace_id, i.grant_id,
+               b.generation, i.key_digest, i.session_id, i.user_id, i.workspace_id, i.grant_id,
                i.client_id,
-               extract(epoch FROM clock_timestamp() - i.created_at)::double precision
-        FROM invalidation_generation newest LEFT JOIN invalidations i ON i.generation > p_generation
+               extract(epoch FROM clock_timestamp() - b.created_at)::double precision
+        FROM invalidation_generation newest
+        LEFT JOIN (invalidation_batches b JOIN invalidations i USING (transaction_id))
+            ON b.generation > p_generation
     $$;
 
 -- Deletes invalidations that are older than ten minutes. A node that was disconnected for longer
 -- detects the gap and clears its cache.
 CREATE FUNCTION prune_invalidations() RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
-    AS $$ DELETE FROM invalidations WHERE created_at < now() - interval '10 minutes' $$;
+    AS $$
+        WITH pruned AS (
+            DELETE FROM invalidation_batches WHERE created_at < now() - interval '10 minutes'
+            RETURNING transaction_id
+        )
+        DELETE FROM invalidations i USING pruned p WHERE i.transaction_id = p.transaction_id
+    $$;
 
 REVOKE ALL ON FUNCTION is_known_generation, register_node, renew_lease, acknowledge_generation,
     deregister_node, find_unacknowledged_nodes, expire_lease, settle_history,

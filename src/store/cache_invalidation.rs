@@ -1,11 +1,11 @@
 //! Cache invalidation between nodes: invalidations, acknowledgements and leases.
 //!
 //! Triggers in PostgreSQL record each change to a credential as an invalidation, in the transaction
-//! of the change and under the next generation. Generations have no gaps. A node applies
-//! invalidations in order and acknowledges the newest generation that it has applied.
-//! [`crate::cache_invalidation`] runs this protocol.
+//! of the change. All changes of one transaction have one generation, and generations have no gaps.
+//! A node applies invalidations in order and acknowledges the newest generation that it has
+//! applied. [`crate::cache_invalidation`] runs this protocol.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use sqlx::{
     PgConnection, Postgres,
@@ -32,7 +32,7 @@ use crate::{
 /// A point in the sequence of invalidations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generation {
-    /// The number of invalidations up to this one.
+    /// The number of transactions with invalidations up to this one.
     pub number: i64,
     /// Random. After a failover or a restore, a number may be assigned again, with another token.
     pub token: Uuid,
@@ -47,7 +47,7 @@ pub enum InvalidationBatch {
         head: Generation,
         /// The cached credentials to drop.
         invalidations: Vec<Invalidation>,
-        /// The age of each invalidation at the time of the query, by PostgreSQL's clock.
+        /// The age of each generation at the time of the query, by PostgreSQL's clock.
         lags: Vec<Duration>,
     },
     /// Some were deleted, because they are old: the node must clear its caches.
@@ -331,15 +331,14 @@ impl NodeConnection {
         if !is_known {
             return Ok(InvalidationBatch::OtherHistory);
         }
-        let count = rows.iter().filter(|row| row.generation.is_some()).count();
-        let is_complete = i64::try_from(count).ok() == Some(head.number - applied.number);
+        let ages: BTreeMap<_, _> =
+            rows.iter().filter_map(|row| Some((row.generation?, row.age_seconds?))).collect();
+        let is_complete = i64::try_from(ages.len()).ok() == Some(head.number - applied.number);
         if first.applied_token.is_none() || !is_complete {
             return Ok(InvalidationBatch::Pruned);
         }
-        let lags = rows
-            .iter()
-            .filter_map(|row| Duration::try_from_secs_f64(row.age_seconds?).ok())
-            .collect();
+        let lags = ages.into_values().filter_map(|age| Duration::try_from_secs_f64(age).ok());
+        let lags = lags.collect();
         let invalidations = rows.into_iter().filter_map(|row| {
             let digest = row.key_digest.and_then(|digest| digest.try_into().ok());
             let key = digest.map(KeyDigest::new).map(Invalidation::Key);

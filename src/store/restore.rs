@@ -7,7 +7,9 @@ use sqlx::{Connection as _, Postgres, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{StoreError, audit::build_append_query, owner_connection::OwnerConnection};
+use super::{
+    StoreError, audit::insert_in_bulk, oauth_grants::EndedGrant, owner_connection::OwnerConnection,
+};
 use crate::model::{
     audit::NewEvent,
     id::{ApiKeyId, ClientId, EventId, GrantId, Id, SessionId, UserId, WorkspaceId},
@@ -15,9 +17,6 @@ use crate::model::{
     scope::Role,
     session::SessionEndReason,
 };
-
-/// Number of events that are inserted at once.
-const EVENT_BATCH: usize = 1000;
 
 impl OwnerConnection {
     /// Puts the database in quarantine, unless it is already.
@@ -48,6 +47,7 @@ impl OwnerConnection {
         let Some(reason) = reason else { return Ok(None) };
         let mut restore = RestoreTx(tx);
         restore.set_invalidation(false).await?;
+        restore.delete_invalidations().await?;
         Ok(Some((restore, reason)))
     }
 }
@@ -70,19 +70,6 @@ pub struct GrantsToEnd {
     pub rotating: bool,
 }
 
-/// A grant that has ended.
-#[derive(Debug)]
-pub struct EndedGrant {
-    /// The grant.
-    pub id: GrantId,
-    /// Its client.
-    pub client: ClientId,
-    /// Its workspace.
-    pub workspace: WorkspaceId,
-    /// The user that consented.
-    pub user: Option<UserId>,
-}
-
 /// The number of links and codes that became invalid.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct EndedLinks {
@@ -98,7 +85,7 @@ pub struct EndedLinks {
 
 impl RestoreTx<'_> {
     /// Turns the invalidation of sessions and grants off and on: in quarantine no node caches any,
-    /// and one for each of a million sessions would take hours.
+    /// and there may be a million of them.
     async fn set_invalidation(&mut self, is_on: bool) -> Result<(), StoreError> {
         let sql = if is_on {
             "ALTER TABLE sessions ENABLE TRIGGER sessions_notify_invalidation;
@@ -107,6 +94,15 @@ impl RestoreTx<'_> {
             "ALTER TABLE sessions DISABLE TRIGGER sessions_notify_invalidation;
              ALTER TABLE oauth_grants DISABLE TRIGGER oauth_grants_notify_invalidation"
         };
+        sqlx::raw_sql(sql).execute(&mut *self.0).await?;
+        Ok(())
+    }
+
+    /// Deletes the invalidations of a backup. No node has a lease, so none needs them. After a dump
+    /// of another cluster was restored, transaction ids start again, and a new transaction could
+    /// have the id of one of these.
+    async fn delete_invalidations(&mut self) -> Result<(), StoreError> {
+        let sql = "DELETE FROM invalidations; DELETE FROM invalidation_batches";
         sqlx::raw_sql(sql).execute(&mut *self.0).await?;
         Ok(())
     }
@@ -449,12 +445,7 @@ impl RestoreTx<'_> {
     /// # Errors
     /// [`StoreError`] if a query fails.
     pub async fn append_events(&mut self, events: &[NewEvent]) -> Result<(), StoreError> {
-        for batch in events.chunks(EVENT_BATCH) {
-            if let Some(append) = build_append_query(&batch.iter(), false) {
-                append.execute(&mut *self.0).await?;
-            }
-        }
-        Ok(())
+        insert_in_bulk(&mut self.0, events).await
     }
 
     /// Marks all nodes as expired, lifts the quarantine and commits. No node may have a lease.

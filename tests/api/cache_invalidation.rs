@@ -171,7 +171,7 @@ async fn number_that_is_assigned_again_is_not_taken_for_applied() {
     let mut tx = sql.begin().await.unwrap();
     tx.execute(
         "WITH lost AS (
-             DELETE FROM invalidations WHERE generation = newest_generation()
+             DELETE FROM invalidation_batches WHERE generation = newest_generation()
              RETURNING generation, previous_token
          )
          UPDATE invalidation_generation g
@@ -247,7 +247,7 @@ async fn missed_invalidations_clear_the_whole_cache() {
     let mut tx = sql.begin().await.unwrap();
     tx.execute("UPDATE api_keys SET revoked_at = now()").await.unwrap();
     tx.execute("SET CONSTRAINTS ALL IMMEDIATE").await.unwrap();
-    tx.execute("DELETE FROM invalidations").await.unwrap();
+    tx.execute("DELETE FROM invalidation_batches").await.unwrap();
     tx.commit().await.unwrap();
     one.database.wait_for_invalidation().await;
     other.get("/v1/agents").bearer(&key.secret).send().await.assert_error(401, "unauthorized");

@@ -328,7 +328,7 @@ async fn insert_live_rows(app: &TestApp) -> Vec<&'static str> {
         "key_usage_minutes",
         "key_usage_clients",
         "email_counts",
-        "invalidations",
+        "invalidation_batches",
     ];
     tables.into_iter().chain(others).collect()
 }
@@ -415,7 +415,7 @@ async fn prune_functions_delete_what_is_old() {
     let columns: Vec<(String, String)> =
         sqlx::query_as(columns).fetch_all(&mut connection).await.unwrap();
     for (table, column) in columns {
-        if tables.contains(&table.as_str()) && table != "invalidations" {
+        if tables.contains(&table.as_str()) && table != "invalidation_batches" {
             let sql = format!("UPDATE {table} SET {column} = {column} - interval '2000 days'");
             execute(&app, sql).await;
         }
@@ -457,7 +457,7 @@ async fn prune_functions_delete_what_is_old() {
     store.prune_unknown_credential_counts().await.unwrap();
     store.prune_invalidations().await.unwrap();
     store.prune_mails().await.unwrap();
-    tables.retain(|table| *table != "invalidations");
+    tables.retain(|table| *table != "invalidation_batches");
     for table in tables {
         assert_eq!(count(&app, table).await, 0, "{table}");
     }

@@ -6,7 +6,7 @@
 
 mod cache;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
@@ -209,6 +209,9 @@ impl CredentialCaches {
 
 impl InvalidationSink for CredentialCaches {
     fn invalidate(&self, invalidations: &[Invalidation]) {
+        // All that need a search of the cache share one: many members may be removed at once.
+        let (mut users, mut clients) = (HashSet::new(), HashSet::new());
+        let mut workspaces = HashSet::new();
         for invalidation in invalidations {
             match *invalidation {
                 Invalidation::Key(digest) => self.keys.invalidate(&digest),
@@ -217,20 +220,29 @@ impl InvalidationSink for CredentialCaches {
                 }
                 Invalidation::Grant(id) => self.bindings.invalidate(&TokenBinding::Grant(id)),
                 Invalidation::User { user, workspace } => {
-                    let is_affected =
-                        |id: WorkspaceId| workspace.is_none_or(|workspace| id == workspace);
-                    self.bindings.invalidate_where(|record| {
-                        record.user() == Some(user) && is_affected(record.workspace())
-                    });
+                    users.insert((user, workspace));
                 }
                 Invalidation::Workspace(workspace) => {
-                    self.keys.invalidate_where(|key| key.workspace() == workspace);
-                    self.bindings.invalidate_where(|record| record.workspace() == workspace);
+                    workspaces.insert(workspace);
                 }
                 Invalidation::Client(id) => {
-                    self.bindings.invalidate_where(|record| record.client() == Some(id));
+                    clients.insert(id);
                 }
             }
+        }
+        if !workspaces.is_empty() {
+            self.keys.invalidate_where(|key| workspaces.contains(&key.workspace()));
+        }
+        if !(workspaces.is_empty() && users.is_empty() && clients.is_empty()) {
+            self.bindings.invalidate_where(|record| {
+                let workspace = record.workspace();
+                let is_of_user = |user| {
+                    users.contains(&(user, None)) || users.contains(&(user, Some(workspace)))
+                };
+                workspaces.contains(&workspace)
+                    || record.user().is_some_and(is_of_user)
+                    || record.client().is_some_and(|client| clients.contains(&client))
+            });
         }
     }
 
