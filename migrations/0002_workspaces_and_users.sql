@@ -60,7 +60,7 @@ GRANT SELECT (id, email, normalized_email, full_name, profile, last_workspace_id
     UPDATE (full_name, profile, password_hash, last_workspace_id)
     ON users TO call2me_auth_app;
 -- Workspaces and memberships are inserted by create_workspace() and accept_invitation() only, and
--- memberships are deleted by remove_member() only, which also ends the member's sessions.
+-- memberships are deleted by remove_members() only, which also ends their sessions.
 GRANT SELECT, UPDATE (name, branding, rate_limit_per_minute, require_second_factor)
     ON workspaces TO call2me_auth_app;
 GRANT SELECT, UPDATE (role, full_name, profile, role_set_by_user_id, role_set_by_key_id)
@@ -200,31 +200,34 @@ CREATE FUNCTION lock_fellow_members(p_user_ids uuid[]) RETURNS void
     END
     $$;
 
--- Removes a member of the transaction's workspace and ends the user's sessions there. Returns the
+-- Removes members of the transaction's workspace and ends their sessions there. Returns the
 -- sessions that it ended. The administrator that removes a member has no right to the user's other
 -- rows, so no transaction needs the context of that user. If this was the workspace of the last
 -- sign-in, the next sign-in uses the oldest remaining membership.
-CREATE FUNCTION remove_member(p_workspace_id uuid, p_user_id uuid, p_now timestamptz,
-                              p_reason text)
+CREATE FUNCTION remove_members(p_workspace_id uuid, p_user_ids uuid[], p_now timestamptz,
+                               p_reason text)
     RETURNS SETOF uuid
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    DECLARE
+        removed uuid[];
     BEGIN
         -- Lock order everywhere: membership, user, session.
-        DELETE FROM memberships
-        WHERE workspace_id = p_workspace_id AND workspace_id = current_workspace_id()
-          AND user_id = p_user_id;
-        IF NOT FOUND THEN
-            RETURN;
-        END IF;
-        PERFORM FROM users WHERE id = p_user_id FOR UPDATE;
-        UPDATE users SET last_workspace_id =
-            (SELECT m.workspace_id FROM memberships m WHERE m.user_id = p_user_id
+        WITH deleted AS (
+            DELETE FROM memberships
+            WHERE workspace_id = p_workspace_id AND workspace_id = current_workspace_id()
+              AND user_id = ANY (p_user_ids)
+            RETURNING user_id
+        )
+        SELECT array_agg(user_id) INTO removed FROM deleted;
+        PERFORM FROM users WHERE id = ANY (removed) ORDER BY id FOR UPDATE;
+        UPDATE users u SET last_workspace_id =
+            (SELECT m.workspace_id FROM memberships m WHERE m.user_id = u.id
              ORDER BY m.joined_at, m.workspace_id LIMIT 1)
-        WHERE id = p_user_id AND last_workspace_id = p_workspace_id;
+        WHERE u.id = ANY (removed) AND u.last_workspace_id = p_workspace_id;
         RETURN QUERY
             UPDATE sessions SET ended_at = p_now, end_reason = p_reason
-            WHERE user_id = p_user_id AND workspace_id = p_workspace_id AND ended_at IS NULL
+            WHERE user_id = ANY (removed) AND workspace_id = p_workspace_id AND ended_at IS NULL
             RETURNING id;
     END
     $$;
@@ -256,7 +259,7 @@ CREATE FUNCTION delete_current_workspace() RETURNS boolean
 
 REVOKE ALL ON FUNCTION find_account_by_email, lock_password_hash, replace_password_hash,
     create_workspace, set_email_verified, set_reclaimable_until, lock_fellow_members,
-    remove_member, delete_current_user, delete_current_workspace FROM PUBLIC;
+    remove_members, delete_current_user, delete_current_workspace FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_account_by_email, lock_password_hash, replace_password_hash,
     create_workspace, set_email_verified, set_reclaimable_until, lock_fellow_members,
-    remove_member, delete_current_user, delete_current_workspace TO call2me_auth_app;
+    remove_members, delete_current_user, delete_current_workspace TO call2me_auth_app;

@@ -29,6 +29,8 @@ CREATE TABLE sessions (
 );
 -- Also for the newest sessions of a user: ids grow with time.
 CREATE INDEX sessions_user_idx ON sessions (user_id, id DESC);
+-- To end them: a user may have many that have ended.
+CREATE INDEX sessions_not_ended_idx ON sessions (user_id, id DESC) WHERE ended_at IS NULL;
 CREATE INDEX sessions_passkey_idx ON sessions (passkey_id) WHERE passkey_id IS NOT NULL;
 CREATE TRIGGER sessions_reject_reactivation BEFORE UPDATE ON sessions FOR EACH ROW
     WHEN (OLD.ended_at IS NOT NULL AND NEW.ended_at IS DISTINCT FROM OLD.ended_at)

@@ -113,6 +113,9 @@ CREATE TABLE oauth_grants (
     end_reason text
 );
 CREATE INDEX oauth_grants_user_idx ON oauth_grants (user_id, id) WHERE user_id IS NOT NULL;
+-- To end them: a user may have many that have ended.
+CREATE INDEX oauth_grants_active_idx ON oauth_grants (user_id, id)
+    WHERE user_id IS NOT NULL AND ended_at IS NULL;
 CREATE INDEX oauth_grants_workspace_idx ON oauth_grants (workspace_id, id);
 CREATE INDEX oauth_grants_client_idx ON oauth_grants (client_id, user_id, id);
 CREATE INDEX oauth_grants_passkey_idx ON oauth_grants (passkey_id) WHERE passkey_id IS NOT NULL;
@@ -541,39 +544,67 @@ CREATE FUNCTION end_oauth_grants_between(
         GROUP BY e.id, e.name, e.workspace ORDER BY e.workspace
     $$;
 
+-- The functions below change at most this many rows of a table, so that no transaction is long.
+-- They return true if there may be more.
+CREATE FUNCTION max_pruned_oauth_rows() RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT 1000::bigint $$;
+
 -- Deletes device authorizations, authorization codes that were never redeemed, and client secrets
 -- that expired more than a day ago. A secret that a key added stays as long as the client has a
 -- grant from its time: the cascade of the key ends it.
-CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS void
+CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS boolean
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM oauth_device_authorizations
-        WHERE expires_at < pruning_time(p_now) - interval '1 day';
-        DELETE FROM oauth_grants
-        WHERE redeemed_at IS NULL AND redeem_by < pruning_time(p_now) - interval '1 day';
-        DELETE FROM oauth_client_secrets s
-        WHERE s.expires_at < pruning_time(p_now) - interval '1 day'
-          AND (s.creator_key_id IS NULL OR NOT EXISTS (
-              SELECT FROM oauth_grants g
-              WHERE g.client_id = s.client_id
-                AND has_access_from_between(g, s.created_at, s.expires_at, p_now)));
+        WITH devices AS (
+            DELETE FROM oauth_device_authorizations WHERE id IN (
+                SELECT id FROM oauth_device_authorizations
+                WHERE expires_at < pruning_time(p_now) - interval '1 day'
+                LIMIT max_pruned_oauth_rows() FOR UPDATE SKIP LOCKED)
+            RETURNING id
+        ), codes AS (
+            DELETE FROM oauth_grants WHERE id IN (
+                SELECT id FROM oauth_grants
+                WHERE redeemed_at IS NULL AND redeem_by < pruning_time(p_now) - interval '1 day'
+                LIMIT max_pruned_oauth_rows() FOR UPDATE SKIP LOCKED)
+            RETURNING id
+        ), secrets AS (
+            DELETE FROM oauth_client_secrets s
+            WHERE s.expires_at < pruning_time(p_now) - interval '1 day'
+              AND (s.creator_key_id IS NULL OR NOT EXISTS (
+                  SELECT FROM oauth_grants g
+                  WHERE g.client_id = s.client_id
+                    AND has_access_from_between(g, s.created_at, s.expires_at, p_now)))
+        )
+        SELECT max_pruned_oauth_rows()
+               <= greatest((SELECT count(*) FROM devices), (SELECT count(*) FROM codes))
     $$;
 
 -- Ends grants that were unused for a day more than the idle timeout, an authenticated setting.
 -- Deletes those that ended more than 90 days ago.
 CREATE FUNCTION prune_oauth_grants(
     p_now timestamptz, p_idle_seconds bigint, p_key_id bytea, p_mac bytea
-) RETURNS void
+) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+    DECLARE
+        ended bigint;
+        deleted bigint;
     BEGIN
         PERFORM require_signed_decision('oauth.refresh_token_seconds', int8send(p_idle_seconds),
                                         p_key_id, p_mac);
         UPDATE oauth_grants SET ended_at = pruning_time(p_now), end_reason = 'idle'
-        WHERE ended_at IS NULL
-          AND last_used_at < pruning_time(p_now) - interval '1 day'
-                             - p_idle_seconds * interval '1 second';
-        DELETE FROM oauth_grants WHERE ended_at < pruning_time(p_now) - interval '90 days';
+        WHERE id IN (
+            SELECT id FROM oauth_grants
+            WHERE ended_at IS NULL
+              AND last_used_at < pruning_time(p_now) - interval '1 day'
+                                 - p_idle_seconds * interval '1 second'
+            LIMIT max_pruned_oauth_rows() FOR UPDATE SKIP LOCKED);
+        GET DIAGNOSTICS ended = ROW_COUNT;
+        DELETE FROM oauth_grants WHERE id IN (
+            SELECT id FROM oauth_grants WHERE ended_at < pruning_time(p_now) - interval '90 days'
+            LIMIT max_pruned_oauth_rows() FOR UPDATE SKIP LOCKED);
+        GET DIAGNOSTICS deleted = ROW_COUNT;
         -- Redirect URIs that were removed, of which no grant is left.
         DELETE FROM oauth_added_redirect_uris a
         WHERE a.removed_at < pruning_time(p_now) - interval '1 day'
@@ -581,16 +612,23 @@ CREATE FUNCTION prune_oauth_grants(
               SELECT FROM oauth_grants g
               WHERE g.client_id = a.client_id
                 AND has_access_from_between(g, a.added_at, a.removed_at, NULL));
+        RETURN greatest(ended, deleted) >= max_pruned_oauth_rows();
     END
     $$;
 
 -- Deletes clients without a grant that belong to no workspace and are older than seven days.
-CREATE FUNCTION prune_oauth_clients(p_now timestamptz) RETURNS void
+CREATE FUNCTION prune_oauth_clients(p_now timestamptz) RETURNS boolean
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        DELETE FROM oauth_clients c
-        WHERE kind <> 'workspace' AND created_at < pruning_time(p_now) - interval '7 days'
-          AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id);
+        WITH clients AS (
+            DELETE FROM oauth_clients WHERE id IN (
+                SELECT id FROM oauth_clients c
+                WHERE kind <> 'workspace' AND created_at < pruning_time(p_now) - interval '7 days'
+                  AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
+                LIMIT max_pruned_oauth_rows() FOR UPDATE SKIP LOCKED)
+            RETURNING id
+        )
+        SELECT max_pruned_oauth_rows() <= (SELECT count(*) FROM clients)
     $$;
 
 REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
@@ -599,7 +637,8 @@ REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_
     lock_device_authorization, record_device_poll,
     list_external_oauth_grants, is_created_between, has_access_from_between,
     max_access_token_lifetime, has_oauth_grant_between,
-    end_oauth_grants_between, prune_expired_oauth_codes, prune_oauth_grants, prune_oauth_clients
+    end_oauth_grants_between, max_pruned_oauth_rows, prune_expired_oauth_codes, prune_oauth_grants,
+    prune_oauth_clients
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
     get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,

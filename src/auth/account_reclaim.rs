@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::json;
 
-use super::{AuthError, context::ServiceContext, members::remove_membership, sessions::Sessions};
+use super::{AuthError, context::ServiceContext, members::end_memberships, sessions::Sessions};
 use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
@@ -167,7 +167,7 @@ impl AccountReclaim {
         let apps = store::connected_apps::list_names_by_user(tx, user.id, MAX_APPS).await?;
         ended.apps = NameList::new(apps);
         let reason = GrantEndReason::EmailReclaimed;
-        self.sessions.end_grants(tx, user.id, None, reason, &actor, request).await?;
+        self.sessions.end_grants(tx, &[user.id], None, reason, &actor, request).await?;
         let passkeys = store::passkeys::list(tx, user.id).await?;
         ended.passkeys = NameList::new(passkeys.into_iter().map(|(passkey, _)| passkey.name));
         if store::passkeys::remove_all(tx, user.id).await? {
@@ -188,7 +188,8 @@ impl AccountReclaim {
         Ok(())
     }
 
-    /// Ends the API keys, open invitations, OAuth clients and other members of a workspace.
+    /// Ends the API keys, open invitations, OAuth clients and other members of a workspace. Takes a
+    /// few statements, however many there are: an account may have a hundred workspaces.
     async fn end_workspace_access(
         &self,
         tx: &mut Tx,
@@ -206,31 +207,35 @@ impl AccountReclaim {
         };
         tx.set_workspace(workspace).await?;
         let tx = &mut AdminTx::exempt(tx, "the owner of the address reclaims the workspace");
-        let by = user.id.to_string();
+        let (by, mut events) = (user.id.to_string(), Vec::new());
         for (id, name) in store::api_keys::revoke_all(tx, workspace, now, &by).await? {
-            let event = event(Action::ApiKeyRevoked).with_target(id, name.clone());
-            store::audit::insert(tx, workspace, &event).await?;
+            events.push(event(Action::ApiKeyRevoked).with_target(id, name.clone()));
             ended.api_keys.push(name);
         }
         for (id, email) in store::invitations::close_all(tx, workspace, now).await? {
-            let event = event(Action::InvitationRevoked).with_target(id, email.clone());
-            store::audit::insert(tx, workspace, &event).await?;
+            events.push(event(Action::InvitationRevoked).with_target(id, email.clone()));
             ended.invitations.push(email);
         }
         let external_grants = store::oauth_clients::list_external_grants(tx, None).await?;
         for (id, name) in store::oauth_clients::delete_all(tx, workspace).await? {
-            let event = event(Action::ClientDeleted).with_target(id, name.clone());
-            store::audit::insert(tx, workspace, &event).await?;
+            events.push(event(Action::ClientDeleted).with_target(id, name.clone()));
             ended.oauth_clients.push(name);
         }
-        let (reason, request_info) = (GrantEndReason::ClientDeleted, Some(&**request));
-        self.context.audit_ended_grants(tx, request_info, reason, external_grants).await?;
         for member in members {
-            let (context, sessions) = (&self.context, &self.sessions);
-            remove_membership(context, sessions, tx, &actor, request, workspace, member).await?;
+            // The keys and clients that the member created have just ended.
+            let details = json!({
+                "reason": REASON, "role": member.role, "api_keys": [], "oauth_clients": [],
+            });
+            let event =
+                event(Action::MemberRemoved).with_target(member.user_id, member.email.clone());
+            events.push(event.with_metadata(details));
             ended.members.push(member.email.clone());
         }
-        Ok(())
+        store::audit::insert_all(tx, &events).await?;
+        let (reason, request_info) = (GrantEndReason::ClientDeleted, Some(&**request));
+        self.context.audit_ended_grants(tx, request_info, reason, external_grants).await?;
+        let members: Vec<_> = members.iter().map(|member| member.user_id).collect();
+        end_memberships(&self.sessions, tx, &actor, request, workspace, &members).await
     }
 }
 

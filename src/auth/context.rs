@@ -20,7 +20,7 @@ use crate::{
         oauth::grant::GrantEndReason,
         one_time_token::{BoundTokenPurpose, TokenKey, TokenOwner, unverified_id},
         timestamp,
-        user::User,
+        user::{Membership, User},
     },
     store::{self, Audited, Store, Tx, oauth_clients::ExternalGrants},
 };
@@ -48,15 +48,14 @@ impl ServiceContext {
         action: Action,
         request: &Arc<RequestInfo>,
     ) -> Result<Audited, AuthError> {
-        let mut audited = Audited::exempt("the user is in no workspace");
-        for membership in store::members::list_by_user(tx, user.id).await? {
-            let workspace = membership.workspace_id;
-            let event = self
-                .audit_event(request, workspace, action, Actor::user(user), 204)
-                .with_target(user.id, user.email.clone());
-            audited = store::audit::insert_elsewhere(tx, &event).await?;
-        }
-        Ok(audited)
+        let event = |membership: Membership| {
+            self.audit_event(request, membership.workspace_id, action, Actor::user(user), 204)
+                .with_target(user.id, user.email.clone())
+        };
+        let memberships = store::members::list_by_user(tx, user.id).await?;
+        let events: Vec<_> = memberships.into_iter().map(event).collect();
+        let audited = store::audit::insert_all(tx, &events).await?;
+        Ok(audited.unwrap_or_else(|| Audited::exempt("the user is in no workspace")))
     }
 
     /// Adds an email to the outbox; it is sent after the transaction commits.
@@ -95,17 +94,18 @@ impl ServiceContext {
         reason: GrantEndReason,
         external_grants: Vec<ExternalGrants>,
     ) -> Result<(), AuthError> {
-        for ExternalGrants { client_id, client_name, workspace_id, grants } in external_grants {
-            let id = self.env.new_id();
-            let event = NewEvent::new(id, workspace_id, Action::GrantEnded, Actor::system())
-                .with_target(client_id, client_name)
+        let event = |ended: ExternalGrants| {
+            let (id, workspace) = (self.env.new_id(), ended.workspace_id);
+            NewEvent::new(id, workspace, Action::GrantEnded, Actor::system())
+                .with_target(ended.client_id, ended.client_name)
                 .with_metadata(json!({
                     "reason": reason.as_str(),
-                    "grants": grants,
+                    "grants": ended.grants,
                     "request_id": request.map(|request| request.id),
-                }));
-            store::audit::insert_elsewhere(tx, &event).await?;
-        }
+                }))
+        };
+        let events: Vec<_> = external_grants.into_iter().map(event).collect();
+        store::audit::insert_all(tx, &events).await?;
         Ok(())
     }
 

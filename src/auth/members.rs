@@ -285,13 +285,7 @@ pub(super) async fn remove_membership(
         .with_metadata(details);
     let audited = store::audit::insert(tx, workspace, &event).await?;
     close_invitations_by(context, tx, workspace, user).await?;
-    let reason = SessionEndReason::MembershipRemoved;
-    let ended = store::members::remove(tx, workspace, user, now, reason).await?;
-    let ended = ended.into_iter().map(|session| (session, workspace));
-    sessions.audit_ended(tx, ended, reason, actor, request).await?;
-    // End the user's grants: they must not revive if the user joins again.
-    let (workspace_filter, reason) = (Some(workspace), GrantEndReason::MembershipRemoved);
-    sessions.end_grants(tx, user, workspace_filter, reason, actor, request).await?;
+    end_memberships(sessions, tx, actor, request, workspace, &[user]).await?;
     if !remaining.is_empty() {
         let origin = context.request_origin(request);
         let subject = |workspace| EmailKind::MemberRemoved {
@@ -304,6 +298,26 @@ pub(super) async fn remove_membership(
         context.email_owners(tx, workspace, subject).await?;
     }
     Ok(audited)
+}
+
+/// Ends memberships, and the sessions and grants of these users in the workspace. The caller
+/// records the removal of each member.
+pub(super) async fn end_memberships(
+    sessions: &Sessions,
+    tx: &mut AdminTx<'_>,
+    actor: &Actor,
+    request: &Arc<RequestInfo>,
+    workspace: WorkspaceId,
+    users: &[UserId],
+) -> Result<(), AuthError> {
+    let reason = SessionEndReason::MembershipRemoved;
+    let now = sessions.context.env.clock.now();
+    let ended = store::members::remove(tx, workspace, users, now, reason).await?;
+    let ended = ended.into_iter().map(|session| (session, workspace));
+    sessions.audit_ended(tx, ended, reason, actor, request).await?;
+    // End the grants: they must not revive if a user joins again.
+    let (workspace_filter, reason) = (Some(workspace), GrantEndReason::MembershipRemoved);
+    sessions.end_grants(tx, users, workspace_filter, reason, actor, request).await
 }
 
 /// Revokes a user's open invitations, after the user has lost the right to invite.

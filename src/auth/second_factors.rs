@@ -372,19 +372,21 @@ impl SecondFactors {
         let event = |workspace, action| {
             NewEvent::new(self.context.env.new_id(), workspace, action, Actor::system())
         };
-        for (id, workspace) in ended {
+        let sessions = ended.into_iter().map(|(id, workspace)| {
             let event = event(workspace, Action::SessionEnded).with_target(id, None);
-            let event = event.with_metadata(json!({ "reason": reason.as_str() }));
-            store::audit::insert_elsewhere(&mut tx, &event).await?;
-        }
-        let mut audited = Audited::exempt("the user is in no workspace");
+            event.with_metadata(json!({ "reason": reason.as_str() }))
+        });
+        let mut events: Vec<_> = sessions.collect();
         for membership in store::members::list_by_user(&mut tx, user).await? {
             let workspace = membership.workspace_id;
-            for action in &removed {
-                let event = event(workspace, *action).with_target(user, user_row.email.clone());
-                audited = store::audit::insert_elsewhere(&mut tx, &event).await?;
-            }
+            events.extend(
+                removed.iter().map(|action| {
+                    event(workspace, *action).with_target(user, user_row.email.clone())
+                }),
+            );
         }
+        let audited = store::audit::insert_all(&mut tx, &events).await?;
+        let audited = audited.unwrap_or_else(|| Audited::exempt("the user is in no workspace"));
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 

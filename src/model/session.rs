@@ -150,6 +150,8 @@ pub enum SessionEndReason {
     PasskeyRemoved,
     /// The account's unverified address was claimed by its real owner.
     EmailReclaimed,
+    /// The user has too many sessions; this was the oldest.
+    Superseded,
     /// The database was restored from a backup.
     DatabaseRestored,
 }
@@ -169,6 +171,7 @@ impl SessionEndReason {
             Self::RecoveryCodesRenewed => "recovery_codes_renewed",
             Self::PasskeyRemoved => "passkey_removed",
             Self::EmailReclaimed => "email_reclaimed",
+            Self::Superseded => "superseded",
             Self::DatabaseRestored => "database_restored",
         }
     }

@@ -265,6 +265,28 @@ pub async fn count_not_revoked(
     .await?)
 }
 
+/// Counts the keys that a workspace has created since a time, revoked ones too, up to `limit`.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn count_created_since(
+    tx: &mut Tx,
+    workspace: WorkspaceId,
+    since: OffsetDateTime,
+    limit: i64,
+) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM (
+               SELECT FROM api_keys
+               WHERE workspace_id = $1 AND id >= uuidv7_lower_bound($2) LIMIT $3) keys"#,
+        workspace.uuid(),
+        since,
+        limit,
+    )
+    .fetch_one(tx.conn())
+    .await?)
+}
+
 /// Changes a key. False if the key does not exist.
 ///
 /// # Errors

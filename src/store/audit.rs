@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use ipnet::IpNet;
 use serde_json::Value;
 use sqlx::{
-    Postgres,
+    PgConnection, Postgres,
     postgres::{PgArguments, PgBindIterExt as _},
     query::Query,
     types::Json,
@@ -26,6 +26,10 @@ use crate::model::{
     page::{ListPage, PageRequest},
     usage::UsageCount,
 };
+
+/// Number of events that one statement inserts. They share an entry of the outbox, which is sealed
+/// at once.
+const EVENT_BATCH: usize = 1000;
 
 /// Builds the statement that inserts events of any workspaces, together with their outbox entry.
 /// `None` if there are no events. If `is_retry` is true, the batch may already be stored; the
@@ -190,10 +194,31 @@ pub async fn insert(
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn insert_elsewhere(tx: &mut Tx, event: &NewEvent) -> Result<Audited, StoreError> {
-    if let Some(append) = build_append_query(&std::iter::once(event), false) {
-        append.execute(tx.conn()).await?;
-    }
+    insert_in_bulk(tx.conn(), std::slice::from_ref(event)).await?;
     Ok(Audited::new())
+}
+
+/// Inserts events of any workspaces in the transaction of the changes that they record, as
+/// [`insert_elsewhere`] does. `None` if there are no events: then nothing is proven.
+///
+/// # Errors
+/// [`StoreError`] if a query fails.
+pub async fn insert_all(tx: &mut Tx, events: &[NewEvent]) -> Result<Option<Audited>, StoreError> {
+    insert_in_bulk(tx.conn(), events).await?;
+    Ok((!events.is_empty()).then(Audited::new))
+}
+
+/// Inserts events of any workspaces, [`EVENT_BATCH`] with each statement.
+pub(super) async fn insert_in_bulk(
+    connection: &mut PgConnection,
+    events: &[NewEvent],
+) -> Result<(), StoreError> {
+    for batch in events.chunks(EVENT_BATCH) {
+        if let Some(append) = build_append_query(&batch.iter(), false) {
+            append.execute(&mut *connection).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Maximum number of events that a list with a filter searches for its page.

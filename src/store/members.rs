@@ -360,23 +360,24 @@ pub async fn set_role(
     Ok(())
 }
 
-/// Removes a member of the transaction's workspace and ends the user's sessions there. Returns the
-/// sessions that it ended. If this was the workspace of the last sign-in, the next sign-in uses the
-/// oldest remaining membership.
+/// Removes members of the transaction's workspace and ends their sessions there. Returns the
+/// sessions that it ended. If this was the workspace of a user's last sign-in, the next sign-in
+/// uses the oldest remaining membership.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn remove(
     tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
-    user: UserId,
+    users: &[UserId],
     now: OffsetDateTime,
     reason: SessionEndReason,
 ) -> Result<Vec<SessionId>, StoreError> {
+    let users: Vec<_> = users.iter().map(|user| user.uuid()).collect();
     Ok(sqlx::query_scalar!(
-        r#"SELECT remove_member($1, $2, $3, $4) AS "id!: SessionId""#,
+        r#"SELECT remove_members($1, $2, $3, $4) AS "id!: SessionId""#,
         workspace.uuid(),
-        user.uuid(),
+        &users,
         now,
         reason.as_str(),
     )

@@ -387,6 +387,38 @@ pub async fn end_for_user(
     Ok(rows.into_iter().map(|row| (row.id, row.workspace_id)).collect())
 }
 
+/// Ends the oldest active sessions of a user, so that at most `keep` remain. `new` is a new session
+/// of the user, which stays. Returns the sessions that this call ended, with their workspaces.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn end_excess(
+    tx: &mut Tx,
+    user: UserId,
+    new: SessionId,
+    keep: i64,
+    now: OffsetDateTime,
+    idle: Duration,
+) -> Result<Vec<(SessionId, WorkspaceId)>, StoreError> {
+    let rows = sqlx::query!(
+        r#"UPDATE sessions SET ended_at = $4, end_reason = $6
+           WHERE id IN (SELECT id FROM sessions
+                        WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $4
+                          AND refreshed_at > $5
+                        ORDER BY id <> $2, id DESC OFFSET $3)
+           RETURNING id AS "id: SessionId", workspace_id AS "workspace_id: WorkspaceId""#,
+        user.uuid(),
+        new.uuid(),
+        keep,
+        now,
+        now - idle,
+        SessionEndReason::Superseded.as_str(),
+    )
+    .fetch_all(tx.conn())
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.workspace_id)).collect())
+}
+
 /// Returns true if the user has this session, active or ended.
 ///
 /// # Errors

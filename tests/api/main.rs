@@ -23,6 +23,7 @@ mod audit_log;
 mod audit_stream;
 mod auth;
 mod bad_input;
+mod bulk_revocation;
 mod cache_invalidation;
 mod calls;
 mod cli;

@@ -42,6 +42,10 @@ use crate::{
 /// Maximum number of keys of a workspace that are not revoked.
 const MAX_KEYS: i64 = 1_000;
 
+/// Maximum number of keys that a workspace creates within a day. Revoked ones are kept, and reports
+/// on what a key made read them.
+const MAX_KEYS_PER_DAY: i64 = 5_000;
+
 /// The parameters of a new API key.
 #[derive(Debug)]
 pub struct CreateKeyParams {
@@ -137,7 +141,8 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values or a rate limit above the workspace's;
     /// [`AuthError::Forbidden`] for a scope above the caller's, or networks outside of the
-    /// caller's; [`AuthError::Conflict`] if the workspace has 1,000 keys.
+    /// caller's; [`AuthError::Conflict`] if the workspace has 1,000 keys, or has created 5,000
+    /// within a day.
     #[tracing::instrument(
         name = "auth.api_keys.create",
         level = "debug",
@@ -182,6 +187,15 @@ impl ApiKeys {
         if count >= MAX_KEYS {
             return Err(AuthError::Conflict(
                 "the workspace has 1000 API keys, which is the maximum: revoke unused ones first",
+            ));
+        }
+        let since = self.context.env.clock.now() - time::Duration::DAY;
+        let created =
+            store::api_keys::count_created_since(tx, caller.workspace(), since, MAX_KEYS_PER_DAY);
+        if created.await? >= MAX_KEYS_PER_DAY {
+            return Err(AuthError::Conflict(
+                "the workspace has created 5000 API keys within a day, which is the maximum: try \
+                 again later",
             ));
         }
         new.created_by = Some(caller.principal.subject());

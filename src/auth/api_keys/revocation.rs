@@ -26,7 +26,7 @@ use crate::{
     model::{
         api_key::{ApiKey, ApiKeySecret, KeyStatus},
         audit::{Action, Actor, KEY_HOLDER_NAME, NewEvent, RequestInfo},
-        id::{ApiKeyId, WorkspaceId},
+        id::{ApiKeyId, InvitationId, WorkspaceId},
         key_descendants::{AccessSource, KeyDescendants},
         mail::{EmailKind, RemainingAccess},
         oauth::grant::GrantEndReason,
@@ -292,17 +292,16 @@ impl ApiKeys {
         let is_new = store::api_keys::revoke(tx, workspace, id, now, by.as_deref()).await?;
         let key = store::api_keys::get(tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
-        let mut audited = Audited::exempt("the key was revoked before");
         let closed =
             store::key_descendants::close_invitations(tx, workspace, id, cascade, now).await?;
-        for (invitation, email) in &closed {
-            let event = self
-                .revocation_event(revoker, workspace, Action::InvitationRevoked, id)
-                .with_target(*invitation, email.clone());
-            audited = store::audit::insert(tx, workspace, &event).await?;
-        }
+        let event = |(invitation, email): &(InvitationId, String)| {
+            self.revocation_event(revoker, workspace, Action::InvitationRevoked, id)
+                .with_target(*invitation, email.clone())
+        };
+        let events: Vec<_> = closed.iter().map(event).collect();
+        let audited = store::audit::insert_all(tx, &events).await?;
         if !is_new {
-            return Ok(audited);
+            return Ok(audited.unwrap_or_else(|| Audited::exempt("the key was revoked before")));
         }
         let (remaining, mut details) = if cascade {
             self.access_after_cascade(tx, workspace, id).await?
@@ -314,7 +313,7 @@ impl ApiKeys {
         }
         let event = self.event(revoker, workspace, Action::ApiKeyRevoked);
         let event = event.with_target(id, key.name.clone()).with_metadata(details);
-        audited = store::audit::insert(tx, workspace, &event).await?;
+        let audited = store::audit::insert(tx, workspace, &event).await?;
         if !remaining.is_empty() || matches!(revoker, Revoker::Holder(_)) {
             let subject = |workspace| EmailKind::KeyRevoked {
                 key: key.name.clone(),
@@ -405,23 +404,23 @@ impl ApiKeys {
         let keys =
             store::key_descendants::revoke_keys(tx, workspace, id, now, by, BATCH_SIZE).await?;
         let has_more_keys = i64::try_from(keys.len()).unwrap_or(i64::MAX) >= BATCH_SIZE;
-        let mut audited = None;
+        let mut events = Vec::new();
         for (key, name) in keys {
             let event = self.revocation_event(revoker, workspace, Action::ApiKeyRevoked, id);
-            let event = event.with_target(key, name);
-            audited = Some(store::audit::insert(tx, workspace, &event).await?);
+            events.push(event.with_target(key, name));
         }
         let clients = store::key_descendants::list_clients(tx, workspace, id, MAX_NAMED).await?;
+        let mut grants = Vec::new();
         for client in clients.items {
-            let grants = store::oauth_clients::list_external_grants(tx, Some(client.id)).await?;
+            grants.extend(store::oauth_clients::list_external_grants(tx, Some(client.id)).await?);
             store::oauth_clients::delete(tx, workspace, client.id).await?;
             let event = self.revocation_event(revoker, workspace, Action::ClientDeleted, id);
-            let event = event.with_target(client.id, client.name);
-            audited = Some(store::audit::insert(tx, workspace, &event).await?);
-            let request = revoker.request().map(|request| &**request);
-            let reason = GrantEndReason::ClientDeleted;
-            self.context.audit_ended_grants(tx, request, reason, grants).await?;
+            events.push(event.with_target(client.id, client.name));
         }
+        let mut audited = store::audit::insert_all(tx, &events).await?;
+        let (request, reason) =
+            (revoker.request().map(|request| &**request), GrantEndReason::ClientDeleted);
+        self.context.audit_ended_grants(tx, request, reason, grants).await?;
         if let Some(restored) = self.restore_clients(tx, revoker, workspace, id).await? {
             audited = Some(restored);
         }

@@ -145,7 +145,7 @@ impl Passwords {
         let apps = store::connected_apps::list_names_by_user(&mut tx, user_id, MAX_LISTED_APPS);
         let disconnected_apps = apps.await?;
         let (reason, actor) = (GrantEndReason::PasswordReset, Actor::user(&user));
-        self.sessions.end_grants(&mut tx, user_id, None, reason, &actor, request).await?;
+        self.sessions.end_grants(&mut tx, &[user_id], None, reason, &actor, request).await?;
         let all = SessionSelector::All;
         let audited = self.apply_change(&mut tx, &user, all, disconnected_apps, request).await?;
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)

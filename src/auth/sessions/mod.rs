@@ -27,8 +27,12 @@ use crate::{
         session_cookie::SessionCookie,
         user::Membership,
     },
-    store::{self, Audited, Tx},
+    store::{self, Audited, Tx, oauth_grants::EndedGrant},
 };
+
+/// Maximum number of active sessions of a user. A further one ends the oldest. At the default rate
+/// of sign-ins, that one is older than its access token.
+const MAX_SESSIONS: i64 = 1_000;
 
 /// The error for a session that has ended.
 pub(super) const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
@@ -337,24 +341,23 @@ impl Sessions {
         actor: &Actor,
         request: &Arc<RequestInfo>,
     ) -> Result<Audited, AuthError> {
-        let mut audited = Audited::exempt("no session has ended");
-        for (id, workspace) in ended {
-            let event = self
-                .context
+        let event = |(id, workspace)| {
+            self.context
                 .audit_event(request, workspace, Action::SessionEnded, actor.clone(), 204)
                 .with_target(id, None)
-                .with_metadata(json!({ "reason": reason.as_str() }));
-            audited = store::audit::insert_elsewhere(tx, &event).await?;
-        }
-        Ok(audited)
+                .with_metadata(json!({ "reason": reason.as_str() }))
+        };
+        let events: Vec<_> = ended.into_iter().map(event).collect();
+        let audited = store::audit::insert_all(tx, &events).await?;
+        Ok(audited.unwrap_or_else(|| Audited::exempt("no session has ended")))
     }
 
-    /// Ends grants that a user gave, in one workspace or in all, with an audit event in the
+    /// Ends grants that users gave, in one workspace or in all, with an audit event in the
     /// workspace of each.
     pub(in crate::auth) async fn end_grants(
         &self,
         tx: &mut Tx,
-        user: UserId,
+        users: &[UserId],
         workspace_filter: Option<WorkspaceId>,
         reason: GrantEndReason,
         actor: &Actor,
@@ -362,15 +365,15 @@ impl Sessions {
     ) -> Result<(), AuthError> {
         let now = self.context.env.clock.now();
         let ended =
-            store::oauth_grants::end_for_user(tx, workspace_filter, user, now, reason).await?;
-        for (id, client, workspace) in ended {
-            let event = self
-                .context
-                .audit_event(request, workspace, Action::GrantEnded, actor.clone(), 204)
-                .with_target(id, None)
-                .with_metadata(reason.audit_metadata(client, Some(user)));
-            store::audit::insert_elsewhere(tx, &event).await?;
-        }
+            store::oauth_grants::end_for_users(tx, workspace_filter, users, now, reason).await?;
+        let event = |ended: &EndedGrant| {
+            self.context
+                .audit_event(request, ended.workspace, Action::GrantEnded, actor.clone(), 204)
+                .with_target(ended.id, None)
+                .with_metadata(reason.audit_metadata(ended.client, ended.user))
+        };
+        let events: Vec<_> = ended.iter().map(event).collect();
+        store::audit::insert_all(tx, &events).await?;
         Ok(())
     }
 
@@ -391,7 +394,9 @@ impl Sessions {
         Ok(self.context.fence.wait(tx.commit(audited).await?).await?)
     }
 
-    /// Stores a session and its audit event, and issues its first token pair.
+    /// Stores a session and its audit event, and issues its first token pair. Ends the oldest
+    /// sessions above [`MAX_SESSIONS`]; no request reports their end, so the caller need not wait
+    /// at the fence.
     pub(in crate::auth) async fn create(
         &self,
         tx: &mut Tx,
@@ -417,6 +422,9 @@ impl Sessions {
             cookie_digest: cookie.digest(),
         };
         store::sessions::insert(tx, &session).await?;
+        let idle = self.idle_timeout;
+        let ended = store::sessions::end_excess(tx, user, id, MAX_SESSIONS, now, idle).await?;
+        self.audit_ended(tx, ended, SessionEndReason::Superseded, &actor, request).await?;
         let event = self
             .context
             .audit_event(request, workspace_id, Action::SessionCreated, actor, status)

@@ -215,7 +215,7 @@ pub enum GrantEndReason {
     ApiKeyRevoked,
     /// The user is no longer a member of the workspace.
     MembershipRemoved,
-    /// The user has too many grants of the same client; this was an old one.
+    /// The user has too many grants, of the same client or in total; this was an old one.
     Superseded,
     /// The database was restored from a backup.
     DatabaseRestored,

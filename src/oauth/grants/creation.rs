@@ -20,12 +20,15 @@ use crate::{
         scope::Scope,
     },
     oauth::OAuthError,
-    store::{self, Audited, Tx},
+    store::{
+        self, Audited, Tx,
+        oauth_grants::{EndedGrant, GrantLimits},
+    },
 };
 
-/// Maximum number of used grants of one user to one client in one workspace. A further grant ends
-/// the oldest one.
-const MAX_GRANTS: i64 = 50;
+/// A further grant ends the oldest one. Most users have a few. Whatever ends all grants of a user,
+/// such as a reset of the password, does so in one transaction.
+const LIMITS: GrantLimits = GrantLimits { per_client: 50, per_user: 1_000 };
 
 const SESSION_ENDED: AuthError = AuthError::InvalidCredential("the session has ended");
 
@@ -156,31 +159,22 @@ impl Grants {
         Ok(store::audit::insert(tx, caller.workspace(), &event).await?)
     }
 
-    /// Ends the user's oldest grants to the same client above the maximum. Returns true if any
-    /// ended.
+    /// Ends the user's oldest grants above [`LIMITS`]. Returns true if any ended.
     async fn end_oldest(
         &self,
         tx: &mut Tx,
         caller: &Caller,
         grant: &NewGrant,
     ) -> Result<bool, OAuthError> {
-        let (workspace, user, client) = (grant.workspace_id, grant.user_id, grant.client_id);
-        let now = self.context.env.clock.now();
-        let ended =
-            store::oauth_grants::end_excess(tx, workspace, user, client, MAX_GRANTS - 1, now)
-                .await?;
-        for id in &ended {
-            let event = audit::event_in_workspace(
-                &self.context.env,
-                caller,
-                workspace,
-                Action::GrantEnded,
-                303,
-            )
-            .with_target(*id, None)
-            .with_metadata(GrantEndReason::Superseded.audit_metadata(client, Some(user)));
-            store::audit::insert(tx, workspace, &event).await?;
-        }
-        Ok(!ended.is_empty())
+        let (env, reason) = (&self.context.env, GrantEndReason::Superseded);
+        let (user, id, now) = (grant.user_id, grant.id, env.clock.now());
+        let ended = store::oauth_grants::end_excess(tx, user, id, LIMITS, now).await?;
+        let event = |ended: &EndedGrant| {
+            audit::event_in_workspace(env, caller, ended.workspace, Action::GrantEnded, 303)
+                .with_target(ended.id, None)
+                .with_metadata(reason.audit_metadata(ended.client, ended.user))
+        };
+        let events: Vec<_> = ended.iter().map(event).collect();
+        Ok(store::audit::insert_all(tx, &events).await?.is_some())
     }
 }

@@ -35,6 +35,19 @@ pub struct GrantParties {
     pub lacks_second_factor: bool,
 }
 
+/// A grant that has ended.
+#[derive(Debug)]
+pub struct EndedGrant {
+    /// The grant.
+    pub id: GrantId,
+    /// Its client.
+    pub client: ClientId,
+    /// Its workspace.
+    pub workspace: WorkspaceId,
+    /// The user that consented.
+    pub user: Option<UserId>,
+}
+
 impl DedicatedConnection {
     /// Finds grants, before their access tokens are verified. Includes ended grants.
     ///
@@ -102,10 +115,11 @@ impl Store {
 
     /// Ends grants that were unused for a day more than `idle`. Deletes codes that were never
     /// redeemed, grants that ended more than 90 days ago, expired client secrets, and clients
-    /// without a grant that are older than seven days (not workspace clients).
+    /// without a grant that are older than seven days (not workspace clients). Works in batches of
+    /// a thousand rows: no transaction is long.
     ///
     /// # Errors
-    /// [`StoreError`] if the query fails.
+    /// [`StoreError`] if a query fails.
     pub async fn prune_oauth(
         &self,
         now: OffsetDateTime,
@@ -113,18 +127,22 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (seconds, SignedDecision { key_id, mac }) =
             self.context.sign_setting("oauth.refresh_token_seconds", idle);
-        sqlx::query!(
-            r#"SELECT prune_expired_oauth_codes($1) AS codes,
-                      prune_oauth_grants($1, $2, $3, $4) AS grants,
-                      prune_oauth_clients($1) AS clients"#,
-            now,
-            seconds,
-            &key_id,
-            &mac,
-        )
-        .fetch_one(&self.pools.background())
-        .await?;
-        Ok(())
+        loop {
+            let has_more = sqlx::query!(
+                r#"SELECT prune_expired_oauth_codes($1) AS "codes!",
+                          prune_oauth_grants($1, $2, $3, $4) AS "grants!",
+                          prune_oauth_clients($1) AS "clients!""#,
+                now,
+                seconds,
+                &key_id,
+                &mac,
+            )
+            .fetch_one(&self.pools.background())
+            .await?;
+            if !(has_more.codes || has_more.grants || has_more.clients) {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -265,57 +283,75 @@ pub async fn end(
     Ok(result.rows_affected() == 1)
 }
 
-/// Ends all grants of a user, in one workspace or in all. Returns the grants with their clients and
-/// workspaces.
+/// Ends all grants of users, in one workspace or in all.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
-pub async fn end_for_user(
+pub async fn end_for_users(
     tx: &mut Tx,
     workspace: Option<WorkspaceId>,
-    user: UserId,
+    users: &[UserId],
     now: OffsetDateTime,
     reason: GrantEndReason,
-) -> Result<Vec<(GrantId, ClientId, WorkspaceId)>, StoreError> {
-    let rows = sqlx::query!(
+) -> Result<Vec<EndedGrant>, StoreError> {
+    let users: Vec<_> = users.iter().map(|user| user.uuid()).collect();
+    Ok(sqlx::query_as!(
+        EndedGrant,
         r#"UPDATE oauth_grants SET ended_at = $3, end_reason = $4
-           WHERE ($1::uuid IS NULL OR workspace_id = $1) AND user_id = $2 AND ended_at IS NULL
-           RETURNING id AS "id: GrantId", client_id AS "client_id: ClientId",
-                     workspace_id AS "workspace_id: WorkspaceId""#,
+           WHERE ($1::uuid IS NULL OR workspace_id = $1) AND user_id = ANY ($2)
+             AND ended_at IS NULL
+           RETURNING id AS "id: GrantId", client_id AS "client: ClientId",
+                     workspace_id AS "workspace: WorkspaceId", user_id AS "user: UserId""#,
         workspace.map(Id::uuid),
-        user.uuid(),
+        &users,
         now,
         reason.as_str(),
     )
     .fetch_all(tx.conn())
-    .await?;
-    Ok(rows.into_iter().map(|row| (row.id, row.client_id, row.workspace_id)).collect())
+    .await?)
 }
 
-/// Ends the oldest grants of a user to a client in a workspace, so that at most `keep` remain.
-/// Returns the ended grants.
+/// Maximum numbers of active grants of one user.
+#[derive(Debug, Clone, Copy)]
+pub struct GrantLimits {
+    /// To one client in one workspace, of each kind: redeemed and not redeemed.
+    pub per_client: i64,
+    /// In total.
+    pub per_user: i64,
+}
+
+/// Ends the oldest grants of a user above the limits, those that were not redeemed first. `new` is
+/// a new grant of the user, which stays, and counts as redeemed.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn end_excess(
     tx: &mut Tx,
-    workspace: WorkspaceId,
     user: UserId,
-    client: ClientId,
-    keep: i64,
+    new: GrantId,
+    limits: GrantLimits,
     now: OffsetDateTime,
-) -> Result<Vec<GrantId>, StoreError> {
-    Ok(sqlx::query_scalar!(
+) -> Result<Vec<EndedGrant>, StoreError> {
+    Ok(sqlx::query_as!(
+        EndedGrant,
         r#"UPDATE oauth_grants SET ended_at = $5, end_reason = $6
-           WHERE id IN (SELECT id FROM oauth_grants
-                        WHERE client_id = $3 AND user_id = $2 AND workspace_id = $1
-                          AND ended_at IS NULL AND redeemed_at IS NOT NULL
-                        ORDER BY id DESC OFFSET $4)
-           RETURNING id AS "id: GrantId""#,
-        workspace.uuid(),
+           WHERE id IN (
+               SELECT id FROM (
+                   SELECT id,
+                          rank() OVER (PARTITION BY client_id, workspace_id, is_unredeemed
+                                       ORDER BY id <> $2, id DESC) AS rank_for_client,
+                          rank() OVER (ORDER BY is_unredeemed, id <> $2, id DESC) AS rank
+                   FROM (SELECT id, client_id, workspace_id,
+                                redeemed_at IS NULL AND id <> $2 AS is_unredeemed
+                         FROM oauth_grants WHERE user_id = $1 AND ended_at IS NULL) active
+               ) ranked
+               WHERE rank_for_client > $3 OR rank > $4)
+           RETURNING id AS "id: GrantId", client_id AS "client: ClientId",
+                     workspace_id AS "workspace: WorkspaceId", user_id AS "user: UserId""#,
         user.uuid(),
-        client.uuid(),
-        keep,
+        new.uuid(),
+        limits.per_client,
+        limits.per_user,
         now,
         GrantEndReason::Superseded.as_str(),
     )
