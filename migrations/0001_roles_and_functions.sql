@@ -141,16 +141,9 @@ CREATE FUNCTION observe_clock(p_has_changed boolean, p_max_gap bigint, p_issued_
         clock clock_epoch;
     BEGIN
         IF p_has_changed OR p_max_gap IS NOT NULL THEN
-            PERFORM require_signed_decision(
-                'observe_clock',
-                boolsend(p_has_changed) || int8send(coalesce(p_max_gap, -1))
-                    || int8send(p_issued_at),
-                p_key_id, p_mac);
-            IF timestamp_of_micros(p_issued_at)
-                NOT BETWEEN time_read - interval '30 seconds' AND time_read + interval '30 seconds'
-            THEN
-                RAISE EXCEPTION 'the MAC of observe_clock has expired' USING ERRCODE = 'MC001';
-            END IF;
+            PERFORM require_fresh_decision(
+                'observe_clock', boolsend(p_has_changed) || int8send(coalesce(p_max_gap, -1)),
+                p_issued_at, p_key_id, p_mac);
         END IF;
         SELECT * INTO clock FROM clock_epoch;
         IF p_has_changed OR time_read < clock.observed_at - interval '1 second'
@@ -381,13 +374,31 @@ CREATE FUNCTION require_signed_decision(p_purpose text, p_values bytea, p_key_id
     END
     $$;
 
+-- As require_signed_decision(), for a decision of the last 30 seconds: a MAC that leaks is of no use
+-- later. `p_issued_at` is its time in microseconds since 1970, which follows the values.
+CREATE FUNCTION require_fresh_decision(p_purpose text, p_values bytea, p_issued_at bigint,
+                                       p_key_id bytea, p_mac bytea)
+    RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+    DECLARE
+        now_us CONSTANT bigint := extract(epoch FROM database_time()) * 1000000;
+    BEGIN
+        PERFORM require_signed_decision(p_purpose, p_values || int8send(p_issued_at), p_key_id,
+                                        p_mac);
+        IF p_issued_at NOT BETWEEN now_us - 30000000 AND now_us + 30000000 THEN
+            RAISE EXCEPTION 'the MAC of % has expired', p_purpose USING ERRCODE = 'MC001';
+        END IF;
+    END
+    $$;
+
 -- Converts microseconds since 1970, in which MACs cover times.
 CREATE FUNCTION timestamp_of_micros(p_micros bigint) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$ SELECT timestamptz 'epoch' + p_micros * interval '1 microsecond' $$;
 
 REVOKE ALL ON FUNCTION hmac_sha256, context_seal, set_context, context_part,
-    require_signed_decision, timestamp_of_micros,
+    require_signed_decision, require_fresh_decision, timestamp_of_micros,
     store_first_context_key, add_context_key, list_context_keys, list_discarded_context_keys
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION set_context, context_part, store_first_context_key, add_context_key,

@@ -51,8 +51,8 @@ CREATE TABLE nodes (
     -- node gave it up; its row is then not that of the next attempt.
     registration integer,
     acknowledged_generation bigint NOT NULL,
-    -- Bounded, so that no sum with it is out of range.
-    lease interval NOT NULL CHECK (lease BETWEEN interval '0' AND interval '1 day'),
+    -- The maximum is that of `cache.lease_seconds`: a revocation may wait for as long.
+    lease interval NOT NULL CHECK (lease BETWEEN interval '0' AND interval '1 minute'),
     -- Counts the renewals. A lease has expired if this number has stood still for longer than the
     -- lease, on the clock of the node that watches it.
     renewals bigint NOT NULL DEFAULT 0,
@@ -254,6 +254,10 @@ CREATE TRIGGER oauth_clients_notify_invalidation_on_delete AFTER DELETE ON oauth
 
 ------------------------------------------------------------------------------------------------
 -- Nodes
+--
+-- A revocation waits for the nodes in the table, and is not answered before. So what a node says
+-- about itself or about another one needs a MAC of a node: injected SQL could make each revocation
+-- wait, or let it not wait for a node that still accepts the credential.
 
 -- True if a generation with this token is in the history of this database, and no invalidation
 -- after it was pruned.
@@ -268,10 +272,11 @@ CREATE FUNCTION is_known_generation(p_generation bigint, p_token uuid) RETURNS b
 
 -- Registers a node with an empty cache. Returns the generation after which it must apply
 -- invalidations; no row if the database is in quarantine. Deletes nodes whose lease expired more
--- than `p_kept_after_lease` ago. They are kept until then because they may have lost audit events.
+-- than a day ago. They are kept until then because they may have lost audit events.
+-- `p_events_written_until` is in microseconds since 1970.
 CREATE FUNCTION register_node(
-    p_id uuid, p_registration integer, p_lease interval, p_events_written_until timestamptz,
-    p_clock_epoch bigint, p_kept_after_lease interval, p_encryption_key_id bytea
+    p_id uuid, p_registration integer, p_lease interval, p_events_written_until bigint,
+    p_clock_epoch bigint, p_issued_at bigint, p_key_id bytea, p_mac bytea
 ) RETURNS TABLE (generation bigint, token uuid)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -279,6 +284,11 @@ CREATE FUNCTION register_node(
     DECLARE
         newest invalidation_generation;
     BEGIN
+        PERFORM require_fresh_decision(
+            'register_node',
+            uuid_send(p_id) || int4send(p_registration) || interval_send(p_lease)
+                || int8send(p_events_written_until) || int8send(coalesce(p_clock_epoch, -1)),
+            p_issued_at, p_key_id, p_mac);
         IF quarantine_reason() IS NOT NULL THEN
             RETURN;
         END IF;
@@ -286,16 +296,16 @@ CREATE FUNCTION register_node(
         -- An isolated primary must grant no lease.
         PERFORM require_synchronous_commit();
         DELETE FROM nodes
-        WHERE is_expired AND renewed_at + lease < database_time() - p_kept_after_lease;
+        WHERE is_expired AND renewed_at + lease < database_time() - interval '1 day';
         SELECT * INTO newest FROM invalidation_generation;
         -- The node creates values with its key from now on.
         UPDATE context_keys SET replaced_at = NULL
-        WHERE id = p_encryption_key_id AND replaced_at IS NOT NULL;
+        WHERE id = p_key_id AND replaced_at IS NOT NULL;
         DELETE FROM nodes WHERE id = p_id AND registration < p_registration;
         INSERT INTO nodes (id, registration, acknowledged_generation, lease, events_written_until,
                            clock_epoch, encryption_key_id, reconnected_at)
-        VALUES (p_id, p_registration, newest.generation, p_lease, p_events_written_until,
-                p_clock_epoch, p_encryption_key_id,
+        VALUES (p_id, p_registration, newest.generation, p_lease,
+                timestamp_of_micros(p_events_written_until), p_clock_epoch, p_key_id,
                 CASE WHEN p_registration > 1 THEN database_time() END);
         RETURN QUERY SELECT newest.generation, newest.token;
     END
@@ -303,19 +313,27 @@ CREATE FUNCTION register_node(
 
 -- Renews a node's lease. Returns false if the node must register again: it is not registered, its
 -- lease has expired, this database does not know the generation that it has applied, or it is in
--- quarantine.
+-- quarantine. `p_events_written_until` is in microseconds since 1970.
 CREATE FUNCTION renew_lease(
     p_id uuid, p_registration integer, p_generation bigint, p_token uuid, p_lease interval,
-    p_events_written_until timestamptz, p_clock_epoch bigint
+    p_events_written_until bigint, p_clock_epoch bigint, p_issued_at bigint, p_key_id bytea,
+    p_mac bytea
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
+        PERFORM require_fresh_decision(
+            'renew_lease',
+            uuid_send(p_id) || int4send(p_registration) || int8send(p_generation)
+                || uuid_send(p_token) || interval_send(p_lease)
+                || int8send(p_events_written_until) || int8send(coalesce(p_clock_epoch, -1)),
+            p_issued_at, p_key_id, p_mac);
         -- An isolated primary must grant no lease.
         PERFORM require_synchronous_commit();
         UPDATE nodes
         SET acknowledged_generation = p_generation, lease = p_lease, renewals = renewals + 1,
-            renewed_at = database_time(), events_written_until = p_events_written_until,
+            renewed_at = database_time(),
+            events_written_until = timestamp_of_micros(p_events_written_until),
             clock_epoch = p_clock_epoch,
             -- After a change of the clock, idle time starts again in any case.
             reconnected_at = CASE WHEN renewed_at + lease < database_time()
@@ -335,11 +353,17 @@ CREATE FUNCTION renew_lease(
 -- Records that a node has applied all invalidations up to a generation, unless this database does
 -- not know it. The commit is asynchronous: if a crash loses it, the next renewal repeats it.
 CREATE FUNCTION acknowledge_generation(
-    p_id uuid, p_registration integer, p_generation bigint, p_token uuid
+    p_id uuid, p_registration integer, p_generation bigint, p_token uuid, p_key_id bytea,
+    p_mac bytea
 ) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
+        PERFORM require_signed_decision(
+            'acknowledge_generation',
+            uuid_send(p_id) || int4send(p_registration) || int8send(p_generation)
+                || uuid_send(p_token),
+            p_key_id, p_mac);
         PERFORM set_config('synchronous_commit', 'off', true);
         UPDATE nodes SET acknowledged_generation = p_generation
         WHERE id = p_id AND registration = p_registration
@@ -348,9 +372,10 @@ CREATE FUNCTION acknowledge_generation(
     END
     $$;
 
-CREATE FUNCTION deregister_node(p_id uuid) RETURNS void
+CREATE FUNCTION deregister_node(p_id uuid, p_key_id bytea, p_mac bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+        SELECT require_signed_decision('deregister_node', uuid_send(p_id), p_key_id, p_mac);
         DELETE FROM nodes WHERE id = p_id;
         SELECT pg_notify('call2me_acknowledgements', '');
     $$;
@@ -365,9 +390,14 @@ CREATE FUNCTION find_unacknowledged_nodes(p_generation bigint)
     $$;
 
 -- Records that a lease has expired, unless it was renewed since `p_renewals`.
-CREATE FUNCTION expire_lease(p_id uuid, p_registration integer, p_renewals bigint) RETURNS void
+CREATE FUNCTION expire_lease(p_id uuid, p_registration integer, p_renewals bigint, p_key_id bytea,
+                             p_mac bytea)
+    RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
+        SELECT require_signed_decision(
+            'expire_lease', uuid_send(p_id) || int4send(p_registration) || int8send(p_renewals),
+            p_key_id, p_mac);
         SELECT require_synchronous_commit();
         UPDATE nodes SET is_expired = true
         WHERE (id, registration, renewals) = (p_id, p_registration, p_renewals);
@@ -376,15 +406,22 @@ CREATE FUNCTION expire_lease(p_id uuid, p_registration integer, p_renewals bigin
 ------------------------------------------------------------------------------------------------
 -- Histories
 
--- Returns true if every node with a lease is registered in this history. Records it if the caller
--- knows it, and in a new database, which no node has used.
+-- Returns true if every node with a lease is registered in this history. Records it if a node knows
+-- it, with a MAC, and in a new database, which no node has used.
 CREATE FUNCTION settle_history(
     p_system_identifier bigint, p_timeline integer, p_database oid, p_generation_table oid,
-    p_is_settled boolean
+    p_is_settled boolean, p_key_id bytea, p_mac bytea
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     BEGIN
+        IF p_is_settled THEN
+            PERFORM require_signed_decision(
+                'settle_history',
+                int8send(p_system_identifier) || int4send(p_timeline) || oidsend(p_database)
+                    || oidsend(p_generation_table),
+                p_key_id, p_mac);
+        END IF;
         INSERT INTO settled_histories (system_identifier, timeline, database, generation_table)
         SELECT p_system_identifier, p_timeline, p_database, p_generation_table
         WHERE p_is_settled

@@ -61,7 +61,7 @@ CREATE FUNCTION claim_database() RETURNS void
 -- Returns true if the database is in quarantine now.
 CREATE FUNCTION report_lost_generation(
     p_id uuid, p_registration integer, p_renewals bigint, p_interval interval,
-    p_is_same_history boolean, p_key_id bytea, p_mac bytea
+    p_is_same_history boolean, p_issued_at bigint, p_key_id bytea, p_mac bytea
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
@@ -69,10 +69,11 @@ CREATE FUNCTION report_lost_generation(
         lost bigint := p_renewals - coalesce(
             (SELECT renewals FROM nodes WHERE (id, registration) = (p_id, p_registration)), 0);
     BEGIN
-        PERFORM require_signed_decision('report_lost_generation',
-                                        uuid_send(p_id) || int4send(p_registration)
-                                            || int8send(p_renewals) || boolsend(p_is_same_history),
-                                        p_key_id, p_mac);
+        PERFORM require_fresh_decision(
+            'report_lost_generation',
+            uuid_send(p_id) || int4send(p_registration) || int8send(p_renewals)
+                || interval_send(p_interval) || boolsend(p_is_same_history),
+            p_issued_at, p_key_id, p_mac);
         IF p_is_same_history OR lost * p_interval >= interval '1 minute' THEN
             PERFORM require_synchronous_commit();
             UPDATE database_state

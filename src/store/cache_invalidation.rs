@@ -3,15 +3,12 @@
 //! Triggers in PostgreSQL record each change to a credential as an invalidation, in the transaction
 //! of the change. All changes of one transaction have one generation, and generations have no gaps.
 //! A node applies invalidations in order and acknowledges the newest generation that it has
-//! applied. [`crate::cache_invalidation`] runs this protocol.
+//! applied. [`crate::cache_invalidation`] runs this protocol. Leases are in
+//! [`leases`](super::leases).
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sqlx::{
-    PgConnection, Postgres,
-    pool::PoolConnection,
-    postgres::{PgListener, types::PgInterval},
-};
+use sqlx::{Postgres, pool::PoolConnection, postgres::PgListener};
 use uuid::Uuid;
 
 use super::{
@@ -25,7 +22,6 @@ use crate::{
         api_key::KeyDigest,
         id::{ClientId, GrantId, SessionId, UserId, WorkspaceId},
         invalidation::Invalidation,
-        rotation::NodeWatermark,
     },
 };
 
@@ -92,9 +88,6 @@ pub enum Notification {
 
 /// The time for which an expired lease still counts, because clocks run at different speeds.
 pub const LEASE_TOLERANCE: Duration = Duration::from_secs(1);
-/// The time for which a node that stopped without deregistering is remembered: it may have lost
-/// audit events.
-const LOST_NODE_RETENTION: Duration = Duration::from_hours(24);
 
 const INVALIDATIONS: &str = "call2me_invalidations";
 const ACKNOWLEDGEMENTS: &str = "call2me_acknowledgements";
@@ -141,17 +134,6 @@ impl Store {
         Ok(NodeConnection { pools, connection, binding, server, context, clock })
     }
 
-    /// Removes a node that no longer serves requests.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn deregister_node(&self, node: Uuid) -> Result<(), StoreError> {
-        sqlx::query!(r#"SELECT deregister_node($1) AS "done""#, node)
-            .fetch_one(&self.pools.background())
-            .await?;
-        Ok(())
-    }
-
     /// Waits until a connection has reached another server than the current ones.
     pub async fn wait_until_stale(&self) {
         self.pools.wait_until_stale().await;
@@ -189,10 +171,10 @@ impl Store {
 /// The connection of a node to one server, for its lease and invalidations.
 #[derive(Debug)]
 pub struct NodeConnection {
-    pools: Pools,
+    pub(super) pools: Pools,
     pub(super) connection: PoolConnection<Postgres>,
     binding: ServerBinding,
-    server: Server,
+    pub(super) server: Server,
     pub(super) context: ContextSigner,
     clock: DatabaseClock,
 }
@@ -223,84 +205,6 @@ impl NodeConnection {
     pub async fn synchronize_clock(&mut self, max_gap: Option<Duration>) -> Result<(), StoreError> {
         clock::synchronize(&mut self.connection, &self.context, &self.clock, max_gap).await?;
         clock::log_skew(&self.clock);
-        Ok(())
-    }
-
-    /// Registers a node whose cache is empty. Returns the generation after which it must apply
-    /// invalidations, or `None` if the database is in quarantine.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn register(
-        &mut self,
-        node: Registration,
-        lease: Duration,
-        watermark: NodeWatermark,
-    ) -> Result<Option<Generation>, StoreError> {
-        // Before the first node of a database is registered, its history is settled at once.
-        self.server.history().settle(false, &mut self.connection).await?;
-        let row = sqlx::query!(
-            r#"SELECT generation AS "number!", token AS "token!"
-               FROM register_node($1, $2, $3, $4, $5, $6, $7)"#,
-            node.id,
-            node.number,
-            interval(lease),
-            watermark.written_until,
-            watermark.clock_epoch,
-            interval(LOST_NODE_RETENTION),
-            &self.context.key_id(),
-        )
-        .fetch_optional(&mut *self.connection)
-        .await?;
-        if row.is_none() {
-            self.pools.quarantine().set(true);
-        }
-        Ok(row.map(|row| Generation { number: row.number, token: row.token }))
-    }
-
-    /// Renews a node's lease and stores its watermark. False if the node must register again.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn renew_lease(
-        &mut self,
-        node: Registration,
-        applied: Generation,
-        lease: Duration,
-        watermark: NodeWatermark,
-    ) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"SELECT renew_lease($1, $2, $3, $4, $5, $6, $7) AS "is!""#,
-            node.id,
-            node.number,
-            applied.number,
-            applied.token,
-            interval(lease),
-            watermark.written_until,
-            watermark.clock_epoch,
-        )
-        .fetch_one(&mut *self.connection)
-        .await?)
-    }
-
-    /// Records that a node has applied all invalidations up to generation `applied`.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn acknowledge(
-        &mut self,
-        node: Registration,
-        applied: Generation,
-    ) -> Result<(), StoreError> {
-        sqlx::query!(
-            r#"SELECT acknowledge_generation($1, $2, $3, $4) AS "done""#,
-            node.id,
-            node.number,
-            applied.number,
-            applied.token,
-        )
-        .fetch_one(&mut *self.connection)
-        .await?;
         Ok(())
     }
 
@@ -353,30 +257,15 @@ impl NodeConnection {
         let invalidations = invalidations.collect();
         Ok(InvalidationBatch::Complete { head, invalidations, lags })
     }
-
-    /// Returns all nodes that may use their caches.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn lease_holders(&mut self) -> Result<Vec<LeaseHolder>, StoreError> {
-        find_unacknowledged_nodes(&mut self.connection, i64::MAX).await
-    }
-
-    /// Records that the lease of a node has expired, unless it was renewed meanwhile.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn expire_lease(&mut self, node: &LeaseHolder) -> Result<(), StoreError> {
-        expire_lease(&mut self.connection, node).await
-    }
 }
 
 /// A connection for a fence, to the server that has committed the change.
 #[derive(Debug)]
 pub struct FenceConnection {
-    connection: PoolConnection<Postgres>,
+    pub(super) connection: PoolConnection<Postgres>,
     server: Server,
     pools: Pools,
+    pub(super) context: ContextSigner,
 }
 
 impl Store {
@@ -386,7 +275,8 @@ impl Store {
     /// [`StoreError::Unavailable`] if new connections reach another server.
     pub async fn connect_fence(&self, server: Server) -> Result<FenceConnection, StoreError> {
         let connection = self.pools.acquire_on(server).await?;
-        Ok(FenceConnection { connection, server, pools: self.pools.clone() })
+        let (pools, context) = (self.pools.clone(), self.context.clone());
+        Ok(FenceConnection { connection, server, pools, context })
     }
 
     /// Returns the server that new connections reach.
@@ -417,59 +307,4 @@ impl FenceConnection {
             .fetch_one(&mut *self.connection)
             .await?)
     }
-
-    /// Returns the nodes that may use their caches and have not acknowledged `generation`.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn unacknowledged_nodes(
-        &mut self,
-        generation: i64,
-    ) -> Result<Vec<LeaseHolder>, StoreError> {
-        find_unacknowledged_nodes(&mut self.connection, generation).await
-    }
-
-    /// Records that the lease of a node has expired, unless it was renewed meanwhile.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn expire_lease(&mut self, node: &LeaseHolder) -> Result<(), StoreError> {
-        expire_lease(&mut self.connection, node).await
-    }
-}
-
-async fn find_unacknowledged_nodes(
-    connection: &mut PgConnection,
-    generation: i64,
-) -> Result<Vec<LeaseHolder>, StoreError> {
-    let rows = sqlx::query!(
-        r#"SELECT id AS "id!", registration AS "registration!", renewals AS "renewals!",
-                  (extract(epoch FROM lease) * 1000000)::bigint AS "lease_us!"
-           FROM find_unacknowledged_nodes($1)"#,
-        generation,
-    )
-    .fetch_all(connection)
-    .await?;
-    let holders = rows.into_iter().map(|row| LeaseHolder {
-        node: Registration { id: row.id, number: row.registration },
-        renewals: row.renewals,
-        lease: Duration::from_micros(row.lease_us.unsigned_abs()),
-    });
-    Ok(holders.collect())
-}
-
-async fn expire_lease(
-    connection: &mut PgConnection,
-    holder: &LeaseHolder,
-) -> Result<(), StoreError> {
-    let LeaseHolder { node, renewals, .. } = holder;
-    sqlx::query!(r#"SELECT expire_lease($1, $2, $3) AS "done""#, node.id, node.number, renewals,)
-        .fetch_one(connection)
-        .await?;
-    Ok(())
-}
-
-pub(super) fn interval(duration: Duration) -> PgInterval {
-    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    PgInterval { months: 0, days: 0, microseconds }
 }

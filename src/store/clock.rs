@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
-use super::context::{ContextSigner, SignedDecision};
+use super::context::ContextSigner;
 use crate::{
     env::{Clock as _, ClockEpoch, ClockObservation, ClockReading, DatabaseClock},
     model::timestamp,
@@ -101,22 +101,20 @@ async fn read(
     let has_changed = change.as_ref().is_some_and(|change| change.is_noticed);
     let max_gap = change.as_ref().and_then(|change| change.max_gap);
     let max_gap = max_gap.map(|gap| i64::try_from(gap.as_micros()).unwrap_or(i64::MAX));
-    let issued_at = change.map(|change| timestamp::to_micros(change.at));
-    let mac = issued_at.map(|issued_at| {
+    let signed = change.map(|change| {
         let gap = max_gap.unwrap_or(-1).to_be_bytes();
-        let values = [&[u8::from(has_changed)][..], &gap, &issued_at.to_be_bytes()];
-        context.sign_decision("observe_clock", &values)
+        let values = [&[u8::from(has_changed)][..], &gap];
+        context.sign_decision_at("observe_clock", &values, timestamp::to_micros(change.at))
     });
-    let (key_id, mac) = mac.map(|SignedDecision { key_id, mac }| (key_id, mac)).unzip();
     let sent_at = clock.monotonic();
     let row = sqlx::query!(
         r#"SELECT present AS "present!", epoch AS "epoch!", started_at AS "started_at!"
            FROM observe_clock($1, $2, $3, $4, $5)"#,
         has_changed,
         max_gap,
-        issued_at,
-        key_id.as_ref().map(|id| &id[..]),
-        mac.as_ref().map(|mac| &mac[..]),
+        signed.as_ref().map(|signed| signed.issued_at),
+        signed.as_ref().map(|signed| &signed.key_id[..]),
+        signed.as_ref().map(|signed| &signed.mac[..]),
     )
     .fetch_one(connection)
     .await?;

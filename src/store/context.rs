@@ -26,13 +26,15 @@ use aws_lc_rs::{
 use data_encoding::{BASE64, HEXLOWER};
 use secrecy::ExposeSecret;
 use sqlx::{PgConnection, error::DatabaseError, postgres::PgConnectOptions};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError, brief, clock, pools::Pools};
 use crate::{
     env::{Clock as _, DatabaseClock},
-    model::key_ring::{KEY_ID_LEN, KeyId, KeyRing},
+    model::{
+        key_ring::{KEY_ID_LEN, KeyId, KeyRing},
+        timestamp,
+    },
 };
 
 /// Block size of HMAC-SHA-256 (RFC 2104).
@@ -222,8 +224,8 @@ pub(super) struct ContextIds {
     pub(super) is_joining: bool,
 }
 
-/// The parameters of `set_context()` beside workspace and user.
-pub(super) struct SignedContext {
+/// A MAC that is valid for 30 seconds: of a context, or of a decision of the service.
+pub(super) struct TimedMac {
     /// In microseconds since 1970.
     pub(super) issued_at: i64,
     pub(super) key_id: KeyId,
@@ -260,11 +262,6 @@ impl ContextSigner {
         Ok(Self(Arc::new(Signer { key: keys.into_current(), clock, renewal, padding })))
     }
 
-    /// Returns the id of the key.
-    pub(super) fn key_id(&self) -> KeyId {
-        self.0.key.id()
-    }
-
     /// Reads the clock of PostgreSQL again, unless it was read after the refusal of a context, at
     /// this time of the monotonic clock.
     pub(super) async fn renew(
@@ -282,7 +279,7 @@ impl ContextSigner {
 
     /// Returns the statements that begin a transaction and set its context, in one message.
     pub(super) fn begin_statement(&self, begin: &str, ids: ContextIds) -> String {
-        let SignedContext { issued_at, key_id, mac } = self.sign(ids);
+        let TimedMac { issued_at, key_id, mac } = self.sign(ids);
         let id = |id: Option<Uuid>| id.unwrap_or_default().to_string();
         // Formatting is safe: ids, numbers and hexadecimal digits contain no quotes. The MAC is
         // at the end: other sessions of the same login see the start of this text in
@@ -305,7 +302,7 @@ impl ContextSigner {
         connection: &mut PgConnection,
         ids: ContextIds,
     ) -> Result<(), sqlx::Error> {
-        let SignedContext { issued_at, key_id, mac } = self.sign(ids);
+        let TimedMac { issued_at, key_id, mac } = self.sign(ids);
         sqlx::query!(
             "SELECT set_context($1, $2, $3, $4, $5, $6)",
             ids.workspace,
@@ -321,17 +318,34 @@ impl ContextSigner {
     }
 
     /// Signs a context for the present time.
-    pub(super) fn sign(&self, ids: ContextIds) -> SignedContext {
-        let since_1970 = self.0.clock.now() - OffsetDateTime::UNIX_EPOCH;
-        let issued_at = i64::try_from(since_1970.whole_microseconds()).unwrap_or(i64::MAX);
+    pub(super) fn sign(&self, ids: ContextIds) -> TimedMac {
+        let issued_at = timestamp::to_micros(self.0.clock.now());
         let (key_id, mac) = (self.0.key.id(), self.0.key.sign_context(ids, issued_at));
-        SignedContext { issued_at, key_id, mac }
+        TimedMac { issued_at, key_id, mac }
     }
 
     /// Signs a decision: a purpose with its values.
     pub(super) fn sign_decision(&self, purpose: &str, values: &[&[u8]]) -> SignedDecision {
         let Signer { key, .. } = &*self.0;
         SignedDecision { key_id: key.id(), mac: key.sign_decision(purpose, values) }
+    }
+
+    /// Signs a decision that counts for 30 seconds only.
+    pub(super) fn sign_fresh_decision(&self, purpose: &str, values: &[&[u8]]) -> TimedMac {
+        self.sign_decision_at(purpose, values, timestamp::to_micros(self.0.clock.now()))
+    }
+
+    /// As [`Self::sign_fresh_decision`], for a time of PostgreSQL that the caller has read.
+    pub(super) fn sign_decision_at(
+        &self,
+        purpose: &str,
+        values: &[&[u8]],
+        issued_at: i64,
+    ) -> TimedMac {
+        let time = issued_at.to_be_bytes();
+        let SignedDecision { key_id, mac } =
+            self.sign_decision(purpose, &[values, &[&time[..]]].concat());
+        TimedMac { issued_at, key_id, mac }
     }
 
     /// Signs the value of a setting, for maintenance functions that must not take any value.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{
     StoreError,
-    cache_invalidation::{NodeConnection, Registration, interval},
+    cache_invalidation::{NodeConnection, Registration},
+    leases::{interval, interval_bytes},
 };
 
 impl NodeConnection {
@@ -21,20 +22,22 @@ impl NodeConnection {
         renew_interval: Duration,
         is_same_history: bool,
     ) -> Result<bool, StoreError> {
-        let values: [&[u8]; 4] = [
+        let values: [&[u8]; 5] = [
             node.id.as_bytes(),
             &node.number.to_be_bytes(),
             &renewals.to_be_bytes(),
+            &interval_bytes(renew_interval),
             &[is_same_history.into()],
         ];
-        let signed = self.context.sign_decision("report_lost_generation", &values);
+        let signed = self.context.sign_fresh_decision("report_lost_generation", &values);
         let is_in_quarantine = sqlx::query_scalar!(
-            r#"SELECT report_lost_generation($1, $2, $3, $4, $5, $6, $7) AS "is!""#,
+            r#"SELECT report_lost_generation($1, $2, $3, $4, $5, $6, $7, $8) AS "is!""#,
             node.id,
             node.number,
             renewals,
             interval(renew_interval),
             is_same_history,
+            signed.issued_at,
             &signed.key_id,
             &signed.mac,
         )

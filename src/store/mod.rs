@@ -26,6 +26,7 @@
 //! [`StoreError::Unavailable`]. The `# Errors` section of a function names only what is particular
 //! to it.
 
+pub mod added_access;
 mod admin_tx;
 pub mod api_keys;
 pub mod audit;
@@ -44,10 +45,12 @@ mod dedicated_connection;
 pub mod documents;
 pub mod email_outbox;
 mod error;
+pub mod given_access;
 mod hosts;
 pub mod idempotency_keys;
 pub mod invitations;
 pub mod key_descendants;
+mod leases;
 mod lost_generation;
 pub mod members;
 pub mod migrate;
@@ -71,6 +74,7 @@ pub mod sessions;
 mod settlement;
 pub mod sign_in_throttling;
 pub mod signing_keys;
+mod transactions;
 pub mod usage;
 pub mod users;
 pub mod wallet;
@@ -78,45 +82,35 @@ pub mod workspaces;
 
 use std::{future::Future, time::Duration};
 
-use sqlx::{PgConnection, error::DatabaseError, postgres::PgConnectOptions};
-
+use sqlx::{error::DatabaseError, postgres::PgConnectOptions};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
-    config::Pool,
-    env::{Clock as _, DatabaseClock},
-    keyed_semaphores::{KeyedPermit, KeyedSemaphores},
-    model::{
-        id::{Id, UserId, WorkspaceId},
-        key_ring::KeyRing,
-    },
+    config::Pool, env::DatabaseClock, keyed_semaphores::KeyedSemaphores, model::key_ring::KeyRing,
 };
 
 pub use admin_tx::{AdminLockError, AdminRights, AdminTx};
 pub use audited::Audited;
 pub use committed::Committed;
-use context::{ContextIds, ContextSigner, SignedContext};
+use context::ContextSigner;
 pub use context::{ContextKey, ServiceLogin};
 pub use dedicated_connection::DedicatedConnection;
 pub use error::{Constraint, StoreError, with_source};
-use pooled_transaction::PooledTransaction;
+use pools::Pools;
 pub use pools::{PoolUsage, max_open_connections};
-use pools::{Pools, ServerBinding};
 pub use quarantine::DatabaseRefusal;
 use schema_version::SchemaFlag;
 pub use schema_version::SchemaMismatch;
 pub use server::{History, Server};
+pub use transactions::Tx;
 
 /// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.
 pub const APP_ROLE: &str = "call2me_auth_app";
 
-/// The longest time that a commit may take. PostgreSQL's `statement_timeout` does not limit it.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Number of transactions that one workspace may have open on a node, if the pool has at most 16
-/// connections.
-const PER_WORKSPACE: u32 = 4;
+/// Number of transactions that one workspace, and one user, may have open on a node, if the pool has
+/// at most 16 connections.
+const PER_TENANT: u32 = 4;
 
 /// The connection pools of the service. Their connections work as [`APP_ROLE`]. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -126,9 +120,10 @@ pub struct Store {
     begin_timeout: Duration,
     context: ContextSigner,
     clock: DatabaseClock,
-    /// Requests of one workspace wait for each other, such as for the lock on its row. Without a
-    /// permit they hold no connection meanwhile, which requests of other workspaces need.
-    workspace_permits: KeyedSemaphores<Uuid>,
+    /// Requests of one workspace or user wait for each other, such as for the lock on its row.
+    /// Without a permit they hold no connection meanwhile, which other requests need. One user may
+    /// have many workspaces, so there are permits of both.
+    permits: KeyedSemaphores<Uuid>,
     schema: SchemaFlag,
 }
 
@@ -192,132 +187,9 @@ impl Store {
         let context = ContextSigner::start(keys, clock.clone(), &mut connection).await?;
         drop(connection);
         let begin_timeout = options.acquire_timeout + options.statement_timeout;
-        let workspace_permits = KeyedSemaphores::new(max_per_workspace(options.max_connections));
+        let permits = KeyedSemaphores::new(max_per_tenant(options.max_connections));
         let (clock, schema) = (clock.clone(), SchemaFlag::default());
-        Ok(Self { pools, begin_timeout, context, clock, workspace_permits, schema })
-    }
-
-    /// Begins a transaction for one workspace and, if the caller is a user or acts for one, for
-    /// that user. Row-level security hides all other rows. The transaction is rolled back unless it
-    /// is committed.
-    ///
-    /// A workspace may have a quarter of the pool's connections in such transactions, and waits for
-    /// more. So a caller must not hold one while it begins another for the same workspace.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`] if it cannot be opened in time. [`StoreError::Aborted`] if the
-    /// runtime is shutting down. [`StoreError::NotAMember`] if the user is not a member of the
-    /// workspace.
-    pub async fn begin(
-        &self,
-        workspace: WorkspaceId,
-        user: Option<UserId>,
-    ) -> Result<Tx, StoreError> {
-        self.begin_with_permit("BEGIN", workspace, user, false).await
-    }
-
-    /// Begins a transaction as [`Self::begin`] does, in which the user creates the workspace, or
-    /// joins it with an invitation whose token was verified.
-    ///
-    /// # Errors
-    /// As [`Self::begin`].
-    pub async fn begin_joining(
-        &self,
-        workspace: WorkspaceId,
-        user: UserId,
-    ) -> Result<Tx, StoreError> {
-        self.begin_with_permit("BEGIN", workspace, Some(user), true).await
-    }
-
-    async fn begin_with_permit(
-        &self,
-        begin_statement: &str,
-        workspace: WorkspaceId,
-        user: Option<UserId>,
-        is_joining: bool,
-    ) -> Result<Tx, StoreError> {
-        let ids =
-            ContextIds { workspace: Some(workspace.uuid()), user: user.map(Id::uuid), is_joining };
-        let acquire = self.workspace_permits.acquire(workspace.uuid());
-        let permit = timeout(self.begin_timeout, acquire).await;
-        let permit = permit.map_err(|_| StoreError::timed_out())?;
-        let tx = self.open_transaction(begin_statement, ids).await?;
-        Ok(Tx { _permit: Some(Box::new(permit)), ..tx })
-    }
-
-    /// Begins a transaction for one workspace, for work of the service itself: requests of the
-    /// workspace do not delay it.
-    ///
-    /// # Errors
-    /// As [`Self::begin`].
-    pub async fn begin_in_background(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
-        let ids = ContextIds { workspace: Some(workspace.uuid()), ..ContextIds::default() };
-        self.open_transaction("BEGIN", ids).await
-    }
-
-    /// Begins a transaction for one user, without a workspace. It sees the user's own rows in all
-    /// workspaces.
-    ///
-    /// # Errors
-    /// As [`Self::begin`].
-    pub async fn begin_for_user(&self, user: UserId) -> Result<Tx, StoreError> {
-        let ids = ContextIds { user: Some(user.uuid()), ..ContextIds::default() };
-        self.open_transaction("BEGIN", ids).await
-    }
-
-    /// Begins a read-only transaction for one workspace. All its queries see one snapshot of the
-    /// data.
-    ///
-    /// # Errors
-    /// As [`Self::begin`].
-    pub async fn begin_snapshot(&self, workspace: WorkspaceId) -> Result<Tx, StoreError> {
-        let begin_statement = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
-        self.begin_with_permit(begin_statement, workspace, None, false).await
-    }
-
-    async fn open_transaction(
-        &self,
-        begin_statement: &str,
-        ids: ContextIds,
-    ) -> Result<Tx, StoreError> {
-        let begin = || self.context.begin_statement(begin_statement, ids);
-        let mut is_renewed = false;
-        // Each attempt removes a closed connection from the pool, and all idle ones may be closed.
-        let [PoolUsage { idle, .. }, _] = self.pools.usage();
-        let mut retries = idle.max(1);
-        let (inner, binding) = loop {
-            match self.send_begin(begin()).await {
-                Err(BeginError::Refused(error)) if context::is_expired(&error) && !is_renewed => {
-                    self.context.renew(&self.pools, self.clock.monotonic()).await?;
-                    is_renewed = true;
-                }
-                Err(BeginError::Refused(error)) if retries > 0 && error::is_closed(&error) => {
-                    retries -= 1;
-                }
-                result => break result?,
-            }
-        };
-        let (pools, context, permit) = (self.pools.clone(), self.context.clone(), None);
-        Ok(Tx { inner, pools, binding, context, ids, _permit: permit })
-    }
-
-    async fn send_begin(
-        &self,
-        begin: String,
-    ) -> Result<(PooledTransaction, ServerBinding), BeginError> {
-        let pair = self.pools.fresh().await.map_err(BeginError::Failed)?;
-        let (pool, limit) = (pair.requests().clone(), self.begin_timeout);
-        // The task continues if the caller is dropped, as a handler is when its client disconnects.
-        // sqlx 0.9 records a transaction only after the reply to BEGIN. If this future were dropped
-        // earlier, the connection would return to its pool with a transaction open on the server.
-        // Other callers would write into it, and their writes could be rolled back.
-        let opening =
-            tokio::spawn(
-                async move { timeout(limit, PooledTransaction::begin(&pool, begin)).await },
-            );
-        let opened = opening.await.map_err(|_| BeginError::Failed(StoreError::Aborted))?;
-        let opened = opened.map_err(|_| BeginError::Failed(StoreError::timed_out()))?;
-        Ok((opened.map_err(BeginError::Refused)?, pair.binding()))
+        Ok(Self { pools, begin_timeout, context, clock, permits, schema })
     }
 
     /// Checks that PostgreSQL answers.
@@ -352,104 +224,10 @@ impl Store {
     }
 }
 
-/// The reason why a transaction was not opened.
-enum BeginError {
-    /// The statement failed.
-    Refused(sqlx::Error),
-    Failed(StoreError),
-}
-
-impl From<BeginError> for StoreError {
-    fn from(error: BeginError) -> Self {
-        match error {
-            BeginError::Refused(error) => error.into(),
-            BeginError::Failed(error) => error,
-        }
-    }
-}
-
-/// A transaction that sees one workspace and one user.
-#[derive(Debug)]
-pub struct Tx {
-    inner: PooledTransaction,
-    pools: Pools,
-    binding: ServerBinding,
-    context: ContextSigner,
-    ids: ContextIds,
-    /// That of its workspace.
-    _permit: Option<Box<KeyedPermit<Uuid>>>,
-}
-
-impl Tx {
-    /// Commits the transaction, which contains the audit event of its change. The caller then waits
-    /// at the fence, or states why it need not. After a failover, waits until all leases of the
-    /// earlier server are over.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the commit fails. If the connection is lost or its server replaced
-    /// meanwhile, or the commit takes too long, as on a primary without its synchronous standby,
-    /// the transaction may or may not be committed.
-    pub async fn commit(self, _: Audited) -> Result<Committed, StoreError> {
-        // A change on a server that was replaced would be lost, or not reach the nodes.
-        let server = self.binding.server()?;
-        let commit = self.pools.until_replaced(&self.binding, self.inner.commit());
-        Store::with_timeout(COMMIT_TIMEOUT, commit).await?;
-        self.pools.wait_until_settled(&self.binding).await?;
-        Ok(Committed::new(server))
-    }
-
-    /// Ends the transaction without its changes. A transaction that is dropped ends some time
-    /// later, with its locks.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn rollback(self) -> Result<(), StoreError> {
-        Ok(self.inner.rollback().await?)
-    }
-
-    /// Changes the workspace of the transaction.
-    ///
-    /// # Errors
-    /// [`StoreError::NotAMember`] if the transaction has a user that is not a member.
-    pub async fn set_workspace(&mut self, workspace: WorkspaceId) -> Result<(), StoreError> {
-        self.ids = ContextIds { workspace: Some(workspace.uuid()), is_joining: false, ..self.ids };
-        self.set_context().await
-    }
-
-    /// Changes the workspace of the transaction to one that this user creates or joins in it.
-    ///
-    /// # Errors
-    /// [`StoreError`] if the query fails.
-    pub async fn set_joining(
-        &mut self,
-        workspace: WorkspaceId,
-        user: UserId,
-    ) -> Result<(), StoreError> {
-        let (workspace, user) = (Some(workspace.uuid()), Some(user.uuid()));
-        self.ids = ContextIds { workspace, user, is_joining: true };
-        self.set_context().await
-    }
-
-    /// Signs the context of this transaction with another workspace, for a statement that sets it.
-    fn sign_workspace(&mut self, workspace: WorkspaceId) -> SignedContext {
-        self.ids = ContextIds { workspace: Some(workspace.uuid()), is_joining: false, ..self.ids };
-        self.context.sign(self.ids)
-    }
-
-    async fn set_context(&mut self) -> Result<(), StoreError> {
-        Ok(self.context.set(&mut self.inner, self.ids).await?)
-    }
-
-    fn conn(&mut self) -> &mut PgConnection {
-        &mut self.inner
-    }
-}
-
-/// Returns the number of transactions that one workspace may have open: a quarter of the pool, but
-/// never all of it.
-fn max_per_workspace(max_connections: u32) -> usize {
-    let max =
-        (max_connections / 4).max(PER_WORKSPACE).min(max_connections.saturating_sub(1)).max(1);
+/// Returns the number of transactions that one workspace, and one user, may have open: a quarter of
+/// the pool, but never all of it.
+fn max_per_tenant(max_connections: u32) -> usize {
+    let max = (max_connections / 4).max(PER_TENANT).min(max_connections.saturating_sub(1)).max(1);
     max.try_into().unwrap_or(usize::MAX)
 }
 
@@ -458,7 +236,9 @@ fn session_options(connect: PgConnectOptions, options: &Pool) -> PgConnectOption
     let connect = connect
         .application_name("call2me-auth")
         .options([("statement_timeout", millis(options.statement_timeout))])
-        .options([("lock_timeout", millis(options.statement_timeout / 2))])
+        // Shorter than the time for which others wait for a connection: a transaction that waits for
+        // a lock must not keep them from one.
+        .options([("lock_timeout", millis(lock_timeout(options)))])
         .options([("idle_in_transaction_session_timeout", "60000")])
         // The pools keep idle connections. Those of a lookup or a lease are not tested before use.
         .options([("idle_session_timeout", "0")])
@@ -470,6 +250,10 @@ fn session_options(connect: PgConnectOptions, options: &Pool) -> PgConnectOption
         APP_ROLE => connect,
         _ => connect.options([("role", APP_ROLE)]),
     }
+}
+
+fn lock_timeout(options: &Pool) -> Duration {
+    (options.statement_timeout / 2).min(options.acquire_timeout * 2 / 3)
 }
 
 fn millis(duration: Duration) -> String {
@@ -491,9 +275,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workspace_never_has_all_connections() {
+    fn tenant_never_has_all_connections() {
         for (connections, max) in [(1, 1), (2, 1), (4, 3), (5, 4), (16, 4), (19, 4), (100, 25)] {
-            assert_eq!(max_per_workspace(connections), max, "{connections}");
+            assert_eq!(max_per_tenant(connections), max, "{connections}");
         }
     }
 }

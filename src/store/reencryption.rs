@@ -9,10 +9,7 @@ use sqlx::{AssertSqlSafe, Connection as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{
-    ServiceLogin, StoreError, brief, cache_invalidation::interval,
-    owner_connection::OwnerConnection,
-};
+use super::{ServiceLogin, StoreError, brief, leases::interval, owner_connection::OwnerConnection};
 use crate::model::key_ring::KeyId;
 
 /// A column of sealed values.

@@ -12,6 +12,7 @@ use tokio::time::sleep_until;
 use super::{
     History, Store, StoreError,
     cache_invalidation::LEASE_TOLERANCE,
+    context::ContextSigner,
     pools::{Pools, ServerBinding},
 };
 
@@ -20,23 +21,34 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl History {
     /// Returns true if every node with a lease is registered in this history of the database.
-    /// Records it if `is_settled`, or if no node has used the database.
+    /// Records it if this node knows it, and signs that; also if no node has used the database.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub(super) async fn settle(
         self,
-        is_settled: bool,
+        signer: Option<&ContextSigner>,
         connection: &mut PgConnection,
     ) -> Result<bool, StoreError> {
         let Self { system_identifier, timeline, database, generation_table } = self;
+        let decision = signer.map(|signer| {
+            let values: [&[u8]; 4] = [
+                &system_identifier.to_be_bytes(),
+                &timeline.to_be_bytes(),
+                &database.to_be_bytes(),
+                &generation_table.to_be_bytes(),
+            ];
+            signer.sign_decision("settle_history", &values)
+        });
         Ok(sqlx::query_scalar!(
-            r#"SELECT settle_history($1, $2, $3, $4, $5) AS "is!""#,
+            r#"SELECT settle_history($1, $2, $3, $4, $5, $6, $7) AS "is!""#,
             system_identifier,
             timeline,
             Oid(database),
             Oid(generation_table),
-            is_settled,
+            decision.is_some(),
+            decision.as_ref().map(|decision| &decision.key_id[..]),
+            decision.as_ref().map(|decision| &decision.mac[..]),
         )
         .fetch_one(connection)
         .await?)
@@ -52,21 +64,26 @@ impl Pools {
     pub(super) async fn wait_until_settled(
         &self,
         binding: &ServerBinding,
+        signer: &ContextSigner,
     ) -> Result<(), StoreError> {
         let settle = || async {
-            if !self.settle(binding, false).await? {
+            if !self.settle(binding, None).await? {
                 sleep_until(binding.first_seen() + self.lease_duration() + LEASE_TOLERANCE).await;
-                self.settle(binding, true).await?;
+                self.settle(binding, Some(signer)).await?;
             }
             Ok(())
         };
         binding.settled().get_or_try_init(settle).await.copied()
     }
 
-    async fn settle(&self, binding: &ServerBinding, is_settled: bool) -> Result<bool, StoreError> {
+    async fn settle(
+        &self,
+        binding: &ServerBinding,
+        signer: Option<&ContextSigner>,
+    ) -> Result<bool, StoreError> {
         let server = binding.server()?;
         Store::with_timeout(QUERY_TIMEOUT, async {
-            server.history().settle(is_settled, &mut *self.acquire_on(server).await?).await
+            server.history().settle(signer, &mut *self.acquire_on(server).await?).await
         })
         .await
     }

@@ -207,9 +207,11 @@ async fn late_registration_acknowledges_nothing_for_the_node() {
     let mut tx = sql.begin().await.unwrap();
     tx.execute("UPDATE api_keys SET revoked_at = now()").await.unwrap();
     tx.execute("SET CONSTRAINTS ALL IMMEDIATE").await.unwrap();
-    tx.execute("SELECT register_node(id, 1, '1 second', now(), NULL, '1 hour', '') FROM nodes")
-        .await
-        .unwrap();
+    let late = "INSERT INTO nodes (id, registration, acknowledged_generation, lease,
+                                   events_written_until, encryption_key_id)
+                SELECT id, 1, generation, '1 second', now(), ''
+                FROM nodes, invalidation_generation WHERE registration = 2";
+    tx.execute(late).await.unwrap();
     tx.commit().await.unwrap();
     let path = format!("/v1/api-keys/{}", key.id);
     one.delete(&path).bearer(&dana.access_token).send().await.expect_status(204);
