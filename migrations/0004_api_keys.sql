@@ -38,6 +38,8 @@ CREATE INDEX api_keys_workspace_id_idx ON api_keys (workspace_id, id);
 CREATE INDEX api_keys_not_revoked_idx ON api_keys (workspace_id) WHERE revoked_at IS NULL;
 CREATE INDEX api_keys_creator_key_id_idx ON api_keys (creator_key_id)
     WHERE creator_key_id IS NOT NULL;
+-- For the deletion of a workspace with many keys: each is looked up here.
+CREATE INDEX api_keys_rotated_from_idx ON api_keys (rotated_from) WHERE rotated_from IS NOT NULL;
 CREATE INDEX api_keys_widened_by_user_id_idx ON api_keys (widened_by_user_id)
     WHERE widened_by_user_id IS NOT NULL;
 -- A key has at most one active successor.
@@ -76,27 +78,6 @@ CREATE FUNCTION find_api_key_workspace(p_id uuid) RETURNS uuid
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
     AS $$ SELECT workspace_id FROM api_keys WHERE id = p_id $$;
 
--- Returns the keys that a key created, directly or through keys that it created. Revoked keys are
--- included. It runs with the rights of its caller, so it sees one workspace.
-CREATE FUNCTION list_key_descendants(p_key_id uuid) RETURNS SETOF uuid
-    LANGUAGE sql STABLE
-    AS $$
-        WITH RECURSIVE descendants AS (
-            SELECT id FROM api_keys WHERE creator_key_id = p_key_id
-            UNION
-            SELECT k.id FROM api_keys k JOIN descendants d ON k.creator_key_id = d.id
-        )
-        SELECT id FROM descendants
-    $$;
-
--- Returns a key and its descendants. None for NULL.
-CREATE FUNCTION list_key_and_descendants(p_key_id uuid) RETURNS SETOF uuid
-    LANGUAGE sql STABLE
-    AS $$
-        SELECT p_key_id WHERE p_key_id IS NOT NULL
-        UNION ALL SELECT list_key_descendants(p_key_id)
-    $$;
-
 ------------------------------------------------------------------------------------------------
 -- Access that was given to others
 
@@ -105,7 +86,8 @@ CREATE SEQUENCE access_changes;
 -- Who gave access to members and keys: the credentials that invited a member or set its role, that
 -- created a key, and that enabled a key or allowed it further networks. The columns of
 -- `memberships` and `api_keys` name the last ones only, so a second change would hide the first.
--- Triggers write the rows. The role has no rights on the table.
+-- Triggers write the rows. The role has no rights on the table. `src/store/given_access.rs` follows
+-- them.
 CREATE TABLE given_access (
     workspace_id uuid NOT NULL REFERENCES workspaces ON DELETE CASCADE,
     -- One of them: the member, or the key. A member that was removed may have given access, and may
@@ -121,12 +103,16 @@ CREATE TABLE given_access (
     -- The order of the changes. Their times would say nothing after the clock was set back.
     first_change bigint NOT NULL DEFAULT nextval('access_changes'),
     last_change bigint NOT NULL DEFAULT currval('access_changes'),
+    -- For the limit of a day.
+    created_at timestamptz NOT NULL DEFAULT database_time(),
     CHECK (num_nonnulls(member_id, key_id) = 1),
     CHECK (num_nonnulls(by_user_id, by_key_id) > 0),
     UNIQUE NULLS NOT DISTINCT (workspace_id, by_key_id, by_user_id, member_id, key_id, is_creation)
 );
 CREATE INDEX given_access_by_user_id_idx ON given_access (workspace_id, by_user_id);
 CREATE INDEX given_access_key_id_idx ON given_access (key_id) WHERE key_id IS NOT NULL;
+CREATE INDEX given_access_created_at_idx ON given_access (workspace_id, created_at)
+    WHERE by_key_id IS NOT NULL;
 
 -- Trigger function: records the credentials that a changed row names.
 CREATE FUNCTION record_given_access() RETURNS trigger
@@ -171,55 +157,53 @@ CREATE TRIGGER api_keys_record_given_access
     WHEN (NEW.widened_by_user_id IS NOT NULL OR NEW.widened_by_key_id IS NOT NULL)
     EXECUTE FUNCTION record_given_access();
 
--- Returns the members and the keys of the transaction's workspace that a key or a user gave access
--- to: directly, and through members and keys that got access in this way before they gave it. Of a
--- key, also the keys that these created. Of a user, those are too many: administrators create keys
--- for years.
---
--- This is the algorithm of Dijkstra, with changes in place of distances: each member and key is
--- visited once, with the earliest change that gave it access. A recursive query would visit it for
--- each such change, which keys that widen each other make very many.
-CREATE FUNCTION list_given_access(p_key_id uuid, p_user_id uuid) RETURNS SETOF uuid
-    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+-- Trigger function: a revoked key that gave nothing leads nowhere, so nothing needs to know who gave
+-- it access. A workspace has few other keys, but any number of these. A revoked key gives nothing
+-- later.
+CREATE FUNCTION forget_access_of_revoked_key() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-    DECLARE
-        workspace CONSTANT uuid := current_workspace_id();
-        -- The members and keys that are known so far, with the change that gave each one access,
-        -- and true if it was visited.
-        ids uuid[] := ARRAY[coalesce(p_key_id, p_user_id)];
-        changes bigint[] := ARRAY[0];
-        visited boolean[] := ARRAY[false];
-        giver uuid;
-        since bigint;
     BEGIN
-        IF num_nonnulls(p_key_id, p_user_id) <> 1 THEN
-            RETURN;
-        END IF;
-        LOOP
-            SELECT k.id, k.change INTO giver, since
-            FROM unnest(ids, changes, visited) AS k(id, change, is_visited)
-            WHERE NOT k.is_visited ORDER BY k.change LIMIT 1;
-            EXIT WHEN NOT FOUND;
-            SELECT array_agg(k.id), array_agg(k.change), array_agg(k.is_visited)
-            INTO ids, changes, visited
-            FROM (
-                SELECT id, min(change) AS change, bool_or(is_visited) AS is_visited
-                FROM (
-                    SELECT id, change, is_visited OR id = giver
-                    FROM unnest(ids, changes, visited) AS k(id, change, is_visited)
-                    UNION ALL
-                    SELECT coalesce(g.member_id, g.key_id), greatest(g.first_change, since), false
-                    FROM given_access g
-                    WHERE g.workspace_id = workspace AND g.last_change >= since
-                      AND (g.by_key_id = giver OR g.by_user_id = giver)
-                      AND (p_key_id IS NOT NULL OR NOT g.is_creation)
-                ) AS found(id, change, is_visited)
-                GROUP BY id
-            ) AS k;
-        END LOOP;
-        RETURN QUERY SELECT k.id FROM unnest(ids) AS k(id)
-                     WHERE k.id <> coalesce(p_key_id, p_user_id);
+        DELETE FROM given_access
+        WHERE key_id = NEW.id
+          AND NOT EXISTS (SELECT FROM given_access g
+                          WHERE g.workspace_id = NEW.workspace_id AND g.by_key_id = NEW.id)
+          AND NOT EXISTS (SELECT FROM oauth_clients WHERE creator_key_id = NEW.id)
+          AND NOT EXISTS (SELECT FROM oauth_client_secrets WHERE creator_key_id = NEW.id)
+          AND NOT EXISTS (SELECT FROM oauth_added_redirect_uris WHERE creator_key_id = NEW.id)
+          AND NOT EXISTS (SELECT FROM invitations
+                          WHERE inviter_key_id = NEW.id AND closed_at IS NULL);
+        RETURN NULL;
     END
+    $$;
+CREATE TRIGGER api_keys_forget_access AFTER UPDATE OF revoked_at ON api_keys FOR EACH ROW
+    WHEN (OLD.revoked_at IS NULL AND NEW.revoked_at IS NOT NULL)
+    EXECUTE FUNCTION forget_access_of_revoked_key();
+
+-- Returns the access that was given in the transaction's workspace: keys that were created, other
+-- access, or both if that is NULL. Up to `p_limit` rows, or all.
+CREATE FUNCTION list_given_access(p_is_creation boolean, p_limit bigint)
+    RETURNS TABLE (given_to uuid, by_user_id uuid, by_key_id uuid, is_creation boolean,
+                   first_change bigint, last_change bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT coalesce(g.member_id, g.key_id), g.by_user_id, g.by_key_id, g.is_creation,
+               g.first_change, g.last_change
+        FROM given_access g
+        WHERE g.workspace_id = (SELECT current_workspace_id())
+          AND (p_is_creation IS NULL OR g.is_creation = p_is_creation)
+        LIMIT p_limit
+    $$;
+
+-- Counts the access that keys of the transaction's workspace gave since a time, up to `p_limit`.
+CREATE FUNCTION count_access_given_by_keys(p_since timestamptz, p_limit bigint) RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT count(*) FROM (
+            SELECT FROM given_access
+            WHERE workspace_id = (SELECT current_workspace_id()) AND by_key_id IS NOT NULL
+              AND created_at > p_since
+            LIMIT p_limit) AS given
     $$;
 
 -- Inserts a key into the transaction's workspace. A key is a credential, so its workspace is
@@ -264,7 +248,8 @@ CREATE FUNCTION insert_api_key(p_id uuid, p_workspace_id uuid, p_name text, p_de
     END
     $$;
 
-REVOKE ALL ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants,
-    list_key_and_descendants, record_given_access, list_given_access, insert_api_key FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION find_api_keys, find_api_key_workspace, list_key_descendants,
-    list_key_and_descendants, list_given_access, insert_api_key TO call2me_auth_app;
+REVOKE ALL ON FUNCTION find_api_keys, find_api_key_workspace, record_given_access,
+    forget_access_of_revoked_key, list_given_access, count_access_given_by_keys, insert_api_key
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION find_api_keys, find_api_key_workspace, list_given_access,
+    count_access_given_by_keys, insert_api_key TO call2me_auth_app;

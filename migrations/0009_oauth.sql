@@ -62,6 +62,8 @@ CREATE TABLE oauth_client_secrets (
 CREATE INDEX oauth_client_secrets_client_idx ON oauth_client_secrets (client_id, id);
 CREATE INDEX oauth_client_secrets_creator_user_id_idx ON oauth_client_secrets (creator_user_id)
     WHERE creator_user_id IS NOT NULL;
+CREATE INDEX oauth_client_secrets_creator_key_id_idx ON oauth_client_secrets (creator_key_id)
+    WHERE creator_key_id IS NOT NULL;
 
 -- The redirect URIs that were added to a workspace client after its creation, with the credentials
 -- that added them. A row stays when the URI is removed, as long as the client has a grant from the
@@ -84,6 +86,8 @@ CREATE INDEX oauth_added_redirect_uris_removed_at_idx ON oauth_added_redirect_ur
     WHERE removed_at IS NOT NULL;
 CREATE INDEX oauth_added_redirect_uris_creator_user_id_idx
     ON oauth_added_redirect_uris (creator_user_id) WHERE creator_user_id IS NOT NULL;
+CREATE INDEX oauth_added_redirect_uris_creator_key_id_idx
+    ON oauth_added_redirect_uris (creator_key_id) WHERE creator_key_id IS NOT NULL;
 
 CREATE TABLE oauth_grants (
     id uuid PRIMARY KEY,

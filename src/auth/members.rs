@@ -4,16 +4,17 @@
 //! caller's own role is read again under that lock ([`AdminTx::lock`]), and no caller can assign,
 //! change or remove a role above it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{
     AuthError,
+    api_keys::daily_limit::require_allowance,
     context::ServiceContext,
     passwords::{Passwords, REAUTHENTICATION_REQUIRED},
+    remaining_access,
     sessions::Sessions,
 };
 use crate::{
@@ -22,20 +23,16 @@ use crate::{
     model::{
         audit::{Action, Actor, RequestInfo},
         id::{UserId, WorkspaceId},
-        key_descendants::{AccessSource, AddedAccess},
-        mail::{EmailKind, NameList, RemainingAccess},
+        mail::EmailKind,
         oauth::grant::GrantEndReason,
         password::Password,
         principal::Caller,
-        scope::Role,
+        scope::{Role, Scope},
         session::SessionEndReason,
         user::Member,
     },
     store::{self, AdminRights, AdminTx, Audited, Tx},
 };
-
-/// Maximum number of API keys, of OAuth clients and so on that the audit event of a removal lists.
-const MAX_LISTED: i64 = 100;
 
 /// The members of workspaces and their roles.
 pub struct Members {
@@ -110,7 +107,7 @@ impl Members {
     ) -> Result<Member, AuthError> {
         let workspace = caller.workspace();
         let confirmed = self.passwords.has_reauthenticated(caller, password).await?;
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
         let member = find_member(&mut admin, &rights, workspace, user).await?;
         require_another_owner(&mut admin, workspace, &member).await?;
@@ -119,6 +116,7 @@ impl Members {
         }
         if role > member.role {
             require_unrestricted(&rights)?;
+            require_allowance(&self.context, &mut admin, caller).await?;
         }
         if role == member.role {
             // The request that demoted the member may have been cut off before its wait.
@@ -138,12 +136,48 @@ impl Members {
         if role < member.role {
             close_invitations_by(&self.context, &mut admin, workspace, user).await?;
         }
+        let mut details = json!({ "from": member.role, "to": role });
+        if role < member.role && role.scope() < Scope::Admin {
+            details = self.report_demotion(&mut admin, caller, &member, role, details).await?;
+        }
         let event = audit::event(&self.context.env, caller, Action::MemberRoleChanged, 200)
             .with_target(user, member.email.clone())
-            .with_metadata(json!({ "from": member.role, "to": role }));
+            .with_metadata(details);
         let audited = store::audit::insert(&mut admin, workspace, &event).await?;
         self.context.fence.wait(tx.commit(audited).await?).await?;
         Ok(Member { role, ..member })
+    }
+
+    /// Adds the access above the new role of a member, which stays valid, to the metadata of an
+    /// event, and emails the owners about it.
+    async fn report_demotion(
+        &self,
+        tx: &mut AdminTx<'_>,
+        caller: &Caller,
+        member: &Member,
+        role: Role,
+        mut details: Value,
+    ) -> Result<Value, AuthError> {
+        let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
+        let (access, remaining) =
+            remaining_access::of_member(tx, workspace, member.user_id, Some(role), now).await?;
+        if remaining.is_empty() {
+            return Ok(details);
+        }
+        if let (Some(details), Value::Object(access)) = (details.as_object_mut(), access) {
+            details.extend(access);
+        }
+        let origin = self.context.request_origin(&caller.request);
+        let subject = |workspace| EmailKind::MemberLostAccess {
+            member: member.email.clone(),
+            role: Some(role),
+            workspace,
+            by: caller.principal.name().to_string(),
+            origin: origin.clone(),
+            remaining: remaining.clone(),
+        };
+        self.context.email_owners(tx, workspace, subject).await?;
+        Ok(details)
     }
 
     /// Removes a member and ends the user's sessions in the workspace. API keys and OAuth clients
@@ -162,7 +196,7 @@ impl Members {
     pub async fn remove(&self, caller: &AdminCaller, user: UserId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
         let confirmed = self.passwords.has_reauthenticated(caller, None).await?;
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
         let member = find_member(&mut admin, &rights, workspace, user).await?;
         if member.role == Role::Owner && !confirmed {
@@ -254,31 +288,10 @@ pub(super) async fn remove_membership(
 ) -> Result<Audited, AuthError> {
     require_another_owner(tx, workspace, member).await?;
     let user = member.user_id;
-    let keys = store::api_keys::list_by_creator(tx, workspace, user, MAX_LISTED).await?;
-    let clients = store::oauth_clients::list_by_creator(tx, workspace, user, MAX_LISTED).await?;
-    let (source, now) = (AccessSource::User(user), context.env.clock.now());
-    tx.begin_report().await?;
-    let added =
-        store::key_descendants::list_added_access(tx, workspace, source, now, MAX_LISTED).await;
-    let added = tx.end_report(added).await?;
-    let mut details = json!({
-        "role": member.role,
-        "api_keys": ids_and_names(&keys.items),
-        "more_api_keys": keys.has_more,
-        "oauth_clients": ids_and_names(&clients.items),
-        "more_oauth_clients": clients.has_more,
-    });
-    let mut remaining = RemainingAccess {
-        has_more: keys.has_more
-            || clients.has_more
-            || added.as_ref().is_none_or(AddedAccess::has_more),
-        api_keys: keys.items.into_iter().map(|(_, name)| name).collect(),
-        oauth_clients: clients.items.into_iter().map(|(_, name)| name).collect(),
-        ..RemainingAccess::default()
-    };
-    if let Some(added) = added {
-        name_added_access(&added, &mut details, &mut remaining);
-    }
+    let now = context.env.clock.now();
+    let (mut details, remaining) =
+        remaining_access::of_member(tx, workspace, user, None, now).await?;
+    details["role"] = json!(member.role);
     let event = context
         .audit_event(request, workspace, Action::MemberRemoved, actor.clone(), 204)
         .with_target(user, member.email.clone())
@@ -288,8 +301,9 @@ pub(super) async fn remove_membership(
     end_memberships(sessions, tx, actor, request, workspace, &[user]).await?;
     if !remaining.is_empty() {
         let origin = context.request_origin(request);
-        let subject = |workspace| EmailKind::MemberRemoved {
+        let subject = |workspace| EmailKind::MemberLostAccess {
             member: member.email.clone(),
+            role: None,
             workspace,
             by: actor.name.as_deref().unwrap_or("the service").to_owned(),
             origin: origin.clone(),
@@ -329,44 +343,6 @@ async fn close_invitations_by(
 ) -> Result<(), AuthError> {
     let (inviter, now) = (user.to_string(), context.env.clock.now());
     Ok(store::invitations::close_all_by_inviter(tx, workspace, &inviter, now).await?)
-}
-
-/// Returns ids and names as the metadata of audit events lists them.
-pub(super) fn ids_and_names<T: Serialize>(items: &[(T, String)]) -> Vec<Value> {
-    items.iter().map(|(id, name)| json!({ "id": id, "name": name })).collect()
-}
-
-/// Adds what a source gave to others to the metadata of an audit event and to an email. Empty lists
-/// are left out of the metadata.
-pub(super) fn name_added_access(
-    added: &AddedAccess,
-    details: &mut Value,
-    remaining: &mut RemainingAccess,
-) {
-    let AddedAccess { client_secrets, redirect_uris, members, widened_keys } = added;
-    let secrets = client_secrets.items.iter().map(|it| (it.client_id, it.client_name.clone()));
-    let uris = redirect_uris.items.iter().map(|it| (it.client_id, it.client_name.clone()));
-    // Once for each client. A map in the order of ids is the same in every run.
-    let secrets: BTreeMap<_, _> = secrets.collect();
-    let uris: BTreeMap<_, _> = uris.collect();
-    let members = members.items.iter().map(|member| (member.user_id, member.email.clone()));
-    let keys = widened_keys.items.iter().map(|key| (key.id, key.name.clone()));
-    let (members, keys): (Vec<_>, Vec<_>) = (members.collect(), keys.collect());
-    let names = |clients: &BTreeMap<_, String>| NameList::new(clients.values().cloned());
-    remaining.client_secrets = names(&secrets);
-    remaining.redirect_uris = names(&uris);
-    remaining.members = NameList::new(members.iter().map(|(_, email)| email.clone()));
-    remaining.widened_api_keys = NameList::new(keys.iter().map(|(_, name)| name.clone()));
-    for (field, list) in [
-        ("client_secrets", ids_and_names(&secrets.into_iter().collect::<Vec<_>>())),
-        ("redirect_uris", ids_and_names(&uris.into_iter().collect::<Vec<_>>())),
-        ("members", ids_and_names(&members)),
-        ("widened_api_keys", ids_and_names(&keys)),
-    ] {
-        if !list.is_empty() {
-            details[field] = list.into();
-        }
-    }
 }
 
 /// Refuses to change or remove the last owner of a workspace. Members must be locked.

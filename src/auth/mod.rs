@@ -38,6 +38,7 @@ pub mod passkeys;
 pub mod password_hashing;
 pub mod passwords;
 pub mod reencryption;
+mod remaining_access;
 pub mod restore;
 pub mod sealing;
 pub mod second_factors;

@@ -7,7 +7,10 @@
 use askama::Template;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::model::mail::{EndedSetup, NameList, RemainingAccess, RequestOrigin};
+use crate::model::{
+    mail::{EndedSetup, NameList, RemainingAccess, RequestOrigin},
+    scope::Role,
+};
 
 /// The content of an email: a subject, paragraphs, an optional link, and a closing note.
 pub(super) struct EmailContent {
@@ -386,9 +389,9 @@ impl EmailContent {
         }
     }
 
-    pub(super) fn member_removed(
+    pub(super) fn member_lost_access(
         public_url: &str,
-        member: &str,
+        (member, role): (&str, Option<Role>),
         workspace: &str,
         by: &str,
         origin: &RequestOrigin,
@@ -396,14 +399,24 @@ impl EmailContent {
     ) -> Self {
         let [workspace, by] = [workspace, by].map(sanitize);
         let member = sanitize_address(member);
-        let mut paragraphs = vec![
-            format!("{by} removed {member} from the workspace {workspace} on Call2Me."),
-            origin_line(origin),
-        ];
+        let (subject, change) = match role.map(Role::as_str) {
+            None => (
+                "A member was removed from a workspace",
+                format!("{by} removed {member} from the workspace {workspace} on Call2Me."),
+            ),
+            Some(role) => (
+                "A member of a workspace has a lower role",
+                format!(
+                    "{by} changed the role of {member} in the workspace {workspace} on Call2Me to \
+                     {role}."
+                ),
+            ),
+        };
+        let mut paragraphs = vec![change, origin_line(origin)];
         paragraphs.extend(remaining_access(remaining, "The member"));
         paragraphs.push("All owners of the workspace receive this email.".to_owned());
         Self {
-            subject: "A member was removed from a workspace".to_owned(),
+            subject: subject.to_owned(),
             paragraphs,
             link: Some(Link { label: "Review API keys", url: format!("{public_url}/api-keys") }),
             note: "Revoke each key that the member may still have.".to_owned(),

@@ -330,10 +330,10 @@ impl Mailer {
                 let origin = origin.as_ref();
                 EmailContent::key_revoked(&self.public_url, key, workspace, by, origin, remaining)
             }
-            EmailKind::MemberRemoved { member, workspace, by, origin, remaining } => {
-                EmailContent::member_removed(
+            EmailKind::MemberLostAccess { member, role, workspace, by, origin, remaining } => {
+                EmailContent::member_lost_access(
                     &self.public_url,
-                    member,
+                    (member, *role),
                     workspace,
                     by,
                     origin,

@@ -30,9 +30,9 @@ impl KeyDescendants {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self { api_keys, oauth_clients, invitations, added } = self;
-        api_keys.items.is_empty()
-            && oauth_clients.items.is_empty()
-            && invitations.items.is_empty()
+        api_keys.is_empty()
+            && oauth_clients.is_empty()
+            && invitations.is_empty()
             && added.is_empty()
     }
 
@@ -93,10 +93,10 @@ impl AddedAccess {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self { client_secrets, redirect_uris, members, widened_keys } = self;
-        client_secrets.items.is_empty()
-            && redirect_uris.items.is_empty()
-            && members.items.is_empty()
-            && widened_keys.items.is_empty()
+        client_secrets.is_empty()
+            && redirect_uris.is_empty()
+            && members.is_empty()
+            && widened_keys.is_empty()
     }
 
     /// Leaves out what was added to OAuth clients.

@@ -8,6 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::scope::Role;
+
 /// An email to be rendered and sent. It is stored in the database and therefore holds no secret.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct OutgoingEmail {
@@ -144,15 +146,17 @@ pub enum EmailKind {
         /// The access that remains.
         remaining: RemainingAccess,
     },
-    /// A member was removed, and access that the member created stays valid.
-    MemberRemoved {
+    /// A member was removed or got a lower role, and access that the member created stays valid.
+    MemberLostAccess {
         /// The member's address.
         member: String,
+        /// The member's new role; `None` if the member was removed.
+        role: Option<Role>,
         /// The workspace's name.
         workspace: String,
-        /// The name of the principal that removed the member.
+        /// The name of the principal that removed the member or changed the role.
         by: String,
-        /// The request that removed the member.
+        /// The request of that principal.
         origin: RequestOrigin,
         /// The access that remains.
         remaining: RemainingAccess,
@@ -187,7 +191,7 @@ impl EmailKind {
             | Self::AdminClient { .. }
             | Self::AdminInvitation { .. }
             | Self::KeyRevoked { .. }
-            | Self::MemberRemoved { .. } => "workspace",
+            | Self::MemberLostAccess { .. } => "workspace",
             Self::PasswordChanged { .. }
             | Self::PriorSetupEnded { .. }
             | Self::SecondFactorAdded { .. }
@@ -223,7 +227,7 @@ impl EmailKind {
             Self::AdminClient { .. } => "admin_client",
             Self::AdminInvitation { .. } => "admin_invitation",
             Self::KeyRevoked { .. } => "key_revoked",
-            Self::MemberRemoved { .. } => "member_removed",
+            Self::MemberLostAccess { .. } => "member_lost_access",
             Self::PasswordGuesses { .. } => "password_guesses",
             Self::AccountDeleted { .. } => "account_deleted",
             Self::SessionReuse { .. } => "session_reuse",
@@ -307,12 +311,6 @@ pub struct RemainingAccess {
 }
 
 impl RemainingAccess {
-    /// Access that could not be listed.
-    #[must_use]
-    pub fn unknown() -> Self {
-        Self { has_more: true, ..Self::default() }
-    }
-
     /// True if no access remains.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -53,6 +53,18 @@ impl<T> ListPage<T> {
         Self { items, has_more, searched_to: None }
     }
 
+    /// Returns a page of items that could not be read in time.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { items: Vec::new(), has_more: true, searched_to: None }
+    }
+
+    /// Returns true if there are no items, on this page or another one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty() && !self.has_more
+    }
+
     /// Returns the cursor of the next page, or `None` on the last page.
     pub fn next_cursor(&self, id: impl Fn(&T) -> Uuid) -> Option<String> {
         let last = self.searched_to.or_else(|| self.items.last().map(id));

@@ -2,9 +2,10 @@
 //! in a cascade.
 
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::{AdminTx, StoreError};
-use crate::model::id::{ApiKeyId, ClientId, Id as _, WorkspaceId};
+use crate::model::id::{ClientId, Id as _, WorkspaceId};
 
 /// A client to which keys added secrets or redirect URIs, of which some have ended now.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub enum ClientAdditions {
     },
 }
 
-/// Ends the secrets that a key and its descendants added to OAuth clients. The newest other secret
+/// Ends the secrets that keys added to OAuth clients. The newest other secret
 /// that is still valid becomes the current one again. Also returns clients whose added secrets have
 /// expired, if they have grants from the time in between.
 ///
@@ -44,7 +45,7 @@ pub enum ClientAdditions {
 pub async fn end_added_secrets(
     tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
-    key: ApiKeyId,
+    keys: &[Uuid],
     now: OffsetDateTime,
 ) -> Result<Vec<RestoredClient>, StoreError> {
     let rows = sqlx::query!(
@@ -53,7 +54,7 @@ pub async fn end_added_secrets(
                       s.expires_at IS NULL OR s.expires_at > $3 AS is_valid
                FROM oauth_client_secrets s JOIN oauth_clients c ON c.id = s.client_id
                WHERE c.workspace_id = $1
-                 AND s.creator_key_id IN (SELECT list_key_and_descendants($2))
+                 AND s.creator_key_id IN (SELECT unnest($2::uuid[]))
                  AND (s.expires_at IS NULL OR s.expires_at > $3
                       OR has_oauth_grant_between(c.id, s.created_at, s.expires_at, $3))
            ), ended AS (
@@ -65,7 +66,7 @@ pub async fn end_added_secrets(
                   CASE WHEN NOT bool_or(is_valid) THEN max(expires_at) END AS until
            FROM added GROUP BY client_id, name ORDER BY client_id"#,
         workspace.uuid(),
-        key.uuid(),
+        keys,
         now,
     )
     .fetch_all(tx.conn())
@@ -94,7 +95,7 @@ pub async fn end_added_secrets(
     Ok(clients.collect())
 }
 
-/// Removes the redirect URIs that a key and its descendants added to OAuth clients. Also returns
+/// Removes the redirect URIs that keys added to OAuth clients. Also returns
 /// clients of which such URIs were removed before, if they have grants from the time in between.
 ///
 /// # Errors
@@ -102,7 +103,7 @@ pub async fn end_added_secrets(
 pub async fn remove_added_uris(
     tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
-    key: ApiKeyId,
+    keys: &[Uuid],
     now: OffsetDateTime,
 ) -> Result<Vec<RestoredClient>, StoreError> {
     let rows = sqlx::query!(
@@ -110,7 +111,7 @@ pub async fn remove_added_uris(
                SELECT a.id, a.client_id, a.uri, a.added_at, a.removed_at
                FROM oauth_added_redirect_uris a JOIN oauth_clients c ON c.id = a.client_id
                WHERE c.workspace_id = $1
-                 AND a.creator_key_id IN (SELECT list_key_and_descendants($2))
+                 AND a.creator_key_id IN (SELECT unnest($2::uuid[]))
                  AND (a.removed_at IS NULL
                       OR has_oauth_grant_between(c.id, a.added_at, a.removed_at, NULL))
            ), removed AS (
@@ -134,7 +135,7 @@ pub async fn remove_added_uris(
            RETURNING c.id AS "id!: ClientId", c.name AS "name!", r.uris AS "uris!",
                      r.earlier AS "earlier!", r.since AS "since!", r.until AS until"#,
         workspace.uuid(),
-        key.uuid(),
+        keys,
         now,
     )
     .fetch_all(tx.conn())

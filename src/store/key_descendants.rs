@@ -3,25 +3,26 @@
 //!
 //! A revoked key still leads to what it made. Changes to them require a transaction that has locked
 //! the workspace with [`lock_workspace`](super::members::lock_workspace): then no descendant is
-//! created meanwhile.
+//! created meanwhile. They name the key and its descendants, which
+//! [`list_key_and_descendants`](super::given_access::list_key_and_descendants) returns.
 
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::{AdminTx, StoreError, Tx};
+use super::{
+    AdminTx, StoreError, Tx,
+    added_access::{ActiveKeyRow, Source, list_added_by},
+};
 use crate::model::{
-    api_key::KeyStatus,
-    id::{ApiKeyId, ClientId, Id, InvitationId, UserId, WorkspaceId},
+    id::{ApiKeyId, ClientId, Id as _, InvitationId, WorkspaceId},
     invitation::Invitation,
-    key_descendants::{
-        AccessSource, AddedAccess, AddedRedirectUri, AddedSecret, DescendantClient, DescendantKey,
-        KeyDescendants,
-    },
+    key_descendants::{AccessSource, DescendantClient, DescendantKey, KeyDescendants},
     page::ListPage,
     scope::{Role, Scope},
-    user::Member,
 };
 
-/// Lists the descendants of a key that still give access: at most `limit` of each kind.
+/// Lists the descendants of a key that still give access: at most `limit` of each kind. Lists that
+/// take too long are unknown.
 ///
 /// # Errors
 /// [`StoreError`] if a query fails.
@@ -32,171 +33,41 @@ pub async fn list(
     now: OffsetDateTime,
     limit: i64,
 ) -> Result<KeyDescendants, StoreError> {
-    Ok(KeyDescendants {
-        api_keys: list_keys(tx, workspace, key, limit).await?,
-        oauth_clients: list_clients(tx, workspace, key, limit).await?,
-        invitations: list_invitations(tx, workspace, key, now, limit).await?,
-        added: list_added_access(tx, workspace, AccessSource::Key(key), now, limit).await?,
-    })
-}
-
-/// Lists the access that a source gave to what others made: at most `limit` of each kind.
-///
-/// # Errors
-/// [`StoreError`] if a query fails.
-pub async fn list_added_access(
-    tx: &mut Tx,
-    workspace: WorkspaceId,
-    source: AccessSource,
-    now: OffsetDateTime,
-    limit: i64,
-) -> Result<AddedAccess, StoreError> {
-    Ok(AddedAccess {
-        client_secrets: list_added_secrets(tx, workspace, source, now, limit).await?,
-        redirect_uris: list_added_uris(tx, workspace, source, limit).await?,
-        members: list_set_roles(tx, workspace, source, limit).await?,
-        widened_keys: list_widened_keys(tx, workspace, source, limit).await?,
-    })
-}
-
-async fn list_added_secrets(
-    tx: &mut Tx,
-    workspace: WorkspaceId,
-    source: AccessSource,
-    now: OffsetDateTime,
-    limit: i64,
-) -> Result<ListPage<AddedSecret>, StoreError> {
-    let secrets = sqlx::query_as!(
-        AddedSecret,
-        r#"SELECT c.id AS "client_id: ClientId", c.name AS client_name, s.created_at, s.created_by
-           FROM oauth_client_secrets s JOIN oauth_clients c ON c.id = s.client_id
-           WHERE c.workspace_id = $1
-             AND (s.expires_at IS NULL OR s.expires_at > $4
-                  OR has_oauth_grant_between(c.id, s.created_at, s.expires_at, $4))
-             AND (s.creator_key_id IN (SELECT list_key_and_descendants($2))
-                  OR s.creator_user_id = $3)
-             AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
-                  OR c.creator_user_id = $3) IS NOT TRUE
-           ORDER BY s.created_at DESC, s.id DESC LIMIT $5"#,
-        workspace.uuid(),
-        source.key().map(Id::uuid),
-        source.user().map(Id::uuid),
-        now,
-        limit + 1,
-    )
-    .fetch_all(tx.conn())
-    .await?;
-    Ok(ListPage::from_overfetch(secrets, limit))
-}
-
-async fn list_added_uris(
-    tx: &mut Tx,
-    workspace: WorkspaceId,
-    source: AccessSource,
-    limit: i64,
-) -> Result<ListPage<AddedRedirectUri>, StoreError> {
-    let uris = sqlx::query_as!(
-        AddedRedirectUri,
-        r#"SELECT c.id AS "client_id: ClientId", c.name AS client_name, a.uri, a.added_at,
-                  a.removed_at, a.added_by
-           FROM oauth_added_redirect_uris a JOIN oauth_clients c ON c.id = a.client_id
-           WHERE c.workspace_id = $1
-             AND (a.removed_at IS NULL OR has_oauth_grant_between(c.id, a.added_at, a.removed_at, NULL))
-             AND (a.creator_key_id IN (SELECT list_key_and_descendants($2))
-                  OR a.creator_user_id = $3)
-             AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
-                  OR c.creator_user_id = $3) IS NOT TRUE
-           ORDER BY a.added_at DESC, c.id, a.uri LIMIT $4"#,
-        workspace.uuid(),
-        source.key().map(Id::uuid),
-        source.user().map(Id::uuid),
-        limit + 1,
-    )
-    .fetch_all(tx.conn())
-    .await?;
-    Ok(ListPage::from_overfetch(uris, limit))
-}
-
-/// Lists the members that the source invited, or whose role it set, also through members and keys
-/// that it gave access to. Of a user, only administrators: others cannot give access.
-async fn list_set_roles(
-    tx: &mut Tx,
-    workspace: WorkspaceId,
-    source: AccessSource,
-    limit: i64,
-) -> Result<ListPage<Member>, StoreError> {
-    let members = sqlx::query_as!(
-        Member,
-        r#"SELECT m.user_id AS "user_id: UserId", u.email, u.full_name, m.role AS "role: Role",
-                  m.joined_at
-           FROM memberships m JOIN users u ON u.id = m.user_id
-           WHERE m.workspace_id = $1
-             AND m.user_id IN (SELECT list_given_access($2, $3))
-             AND ($3::uuid IS NULL OR m.user_id <> $3 AND m.role IN ('owner', 'admin'))
-           ORDER BY m.joined_at DESC, m.user_id LIMIT $4"#,
-        workspace.uuid(),
-        source.key().map(Id::uuid),
-        source.user().map(Id::uuid),
-        limit + 1,
-    )
-    .fetch_all(tx.conn())
-    .await?;
-    Ok(ListPage::from_overfetch(members, limit))
-}
-
-/// A key that is not revoked.
-struct ActiveKeyRow {
-    id: ApiKeyId,
-    name: String,
-    scope: Scope,
-    created_at: OffsetDateTime,
-    created_by: Option<String>,
-    disabled_at: Option<OffsetDateTime>,
-}
-
-impl From<ActiveKeyRow> for DescendantKey {
-    fn from(row: ActiveKeyRow) -> Self {
-        Self {
-            id: row.id,
-            name: row.name,
-            scope: row.scope,
-            status: KeyStatus::of_times(row.disabled_at, None),
-            created_at: row.created_at,
-            created_by: row.created_by,
-        }
+    let source = Source::read(tx, AccessSource::Key(key)).await?;
+    // First, so that no number of descendants hides it.
+    let added = list_added_by(tx, workspace, source.as_ref(), now, limit).await?;
+    let mut made = None;
+    if let Some(source) = &source {
+        tx.begin_report().await?;
+        let report = list_made(tx, workspace, &source.keys, now, limit).await;
+        made = tx.end_report(report).await?;
     }
+    let (api_keys, oauth_clients, invitations) =
+        made.unwrap_or_else(|| (ListPage::unknown(), ListPage::unknown(), ListPage::unknown()));
+    Ok(KeyDescendants { api_keys, oauth_clients, invitations, added })
 }
 
-async fn list_widened_keys(
+type Made = (ListPage<DescendantKey>, ListPage<DescendantClient>, ListPage<Invitation>);
+
+async fn list_made(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    source: AccessSource,
+    keys: &[Uuid],
+    now: OffsetDateTime,
     limit: i64,
-) -> Result<ListPage<DescendantKey>, StoreError> {
-    let rows = sqlx::query_as!(
-        ActiveKeyRow,
-        r#"SELECT id AS "id: ApiKeyId", name, scope AS "scope: Scope", created_at, created_by,
-                  disabled_at
-           FROM api_keys
-           WHERE workspace_id = $1 AND revoked_at IS NULL AND id IS DISTINCT FROM $2
-             AND id IN (SELECT list_given_access($2, $3))
-             AND (creator_key_id IN (SELECT list_key_and_descendants($2))
-                  OR creator_user_id = $3) IS NOT TRUE
-           ORDER BY id DESC LIMIT $4"#,
-        workspace.uuid(),
-        source.key().map(Id::uuid),
-        source.user().map(Id::uuid),
-        limit + 1,
-    )
-    .fetch_all(tx.conn())
-    .await?;
-    Ok(ListPage::from_overfetch(rows.into_iter().map(DescendantKey::from).collect(), limit))
+) -> Result<Made, StoreError> {
+    Ok((
+        // Without the key itself, which is the first.
+        list_keys(tx, workspace, keys.get(1..).unwrap_or_default(), limit).await?,
+        list_clients(tx, workspace, keys, limit).await?,
+        list_invitations(tx, workspace, keys, now, limit).await?,
+    ))
 }
 
 async fn list_keys(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    key: ApiKeyId,
+    keys: &[Uuid],
     limit: i64,
 ) -> Result<ListPage<DescendantKey>, StoreError> {
     let rows = sqlx::query_as!(
@@ -205,10 +76,10 @@ async fn list_keys(
                   disabled_at
            FROM api_keys
            WHERE workspace_id = $1 AND revoked_at IS NULL
-             AND id IN (SELECT list_key_descendants($2))
+             AND id IN (SELECT unnest($2::uuid[]))
            ORDER BY id DESC LIMIT $3"#,
         workspace.uuid(),
-        key.uuid(),
+        keys,
         limit + 1,
     )
     .fetch_all(tx.conn())
@@ -216,14 +87,14 @@ async fn list_keys(
     Ok(ListPage::from_overfetch(rows.into_iter().map(DescendantKey::from).collect(), limit))
 }
 
-/// Lists the OAuth clients among the descendants of a key, newest first.
+/// Lists the OAuth clients that keys made, newest first.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn list_clients(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    key: ApiKeyId,
+    keys: &[Uuid],
     limit: i64,
 ) -> Result<ListPage<DescendantClient>, StoreError> {
     let clients = sqlx::query_as!(
@@ -231,10 +102,10 @@ pub async fn list_clients(
         r#"SELECT id AS "id: ClientId", name, scope AS "scope: Scope", created_at, created_by
            FROM oauth_clients
            WHERE workspace_id = $1
-             AND creator_key_id IN (SELECT list_key_and_descendants($2))
+             AND creator_key_id IN (SELECT unnest($2::uuid[]))
            ORDER BY id DESC LIMIT $3"#,
         workspace.uuid(),
-        key.uuid(),
+        keys,
         limit + 1,
     )
     .fetch_all(tx.conn())
@@ -245,7 +116,7 @@ pub async fn list_clients(
 async fn list_invitations(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    key: ApiKeyId,
+    keys: &[Uuid],
     now: OffsetDateTime,
     limit: i64,
 ) -> Result<ListPage<Invitation>, StoreError> {
@@ -255,10 +126,10 @@ async fn list_invitations(
                   expires_at
            FROM invitations
            WHERE workspace_id = $1 AND closed_at IS NULL AND expires_at > $3
-             AND inviter_key_id IN (SELECT list_key_and_descendants($2))
+             AND inviter_key_id IN (SELECT unnest($2::uuid[]))
            ORDER BY id DESC LIMIT $4"#,
         workspace.uuid(),
-        key.uuid(),
+        keys,
         now,
         limit + 1,
     )
@@ -268,52 +139,52 @@ async fn list_invitations(
 }
 
 /// Returns true if an OAuth client has an active grant, in any of the transaction's rows, that a
-/// cascade would end: one of a client among the descendants of a key, or to which these keys added
-/// a secret or a redirect URI.
+/// cascade would end: one of a client that these keys made, or to which they added a secret or a
+/// redirect URI.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn has_active_client(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    key: ApiKeyId,
+    keys: &[Uuid],
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"SELECT EXISTS (
                SELECT FROM oauth_clients c, list_external_oauth_grants(c.id) AS active
                WHERE c.workspace_id = $1
-                 AND (c.creator_key_id IN (SELECT list_key_and_descendants($2))
+                 AND (c.creator_key_id IN (SELECT unnest($2::uuid[]))
                       OR EXISTS (
                           SELECT FROM oauth_client_secrets s
                           WHERE s.client_id = c.id
                             AND (s.expires_at IS NULL OR s.expires_at > $3
                                  OR has_oauth_grant_between(c.id, s.created_at, s.expires_at, $3))
-                            AND s.creator_key_id IN (SELECT list_key_and_descendants($2)))
+                            AND s.creator_key_id IN (SELECT unnest($2::uuid[])))
                       OR EXISTS (
                           SELECT FROM oauth_added_redirect_uris a
                           WHERE a.client_id = c.id
                             AND (a.removed_at IS NULL
                                  OR has_oauth_grant_between(c.id, a.added_at, a.removed_at, NULL))
-                            AND a.creator_key_id IN (SELECT list_key_and_descendants($2))))
+                            AND a.creator_key_id IN (SELECT unnest($2::uuid[]))))
            ) AS "has_one!""#,
         workspace.uuid(),
-        key.uuid(),
+        keys,
         now,
     )
     .fetch_one(tx.conn())
     .await?)
 }
 
-/// Revokes up to `limit` keys among the descendants of a key, the oldest first: a key is revoked
-/// before those that it made. Returns their ids and names; another call continues.
+/// Revokes up to `limit` of these keys that are not revoked, the oldest first: a key is revoked before
+/// those that it made. Returns their ids and names; another call continues.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn revoke_keys(
     tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
-    key: ApiKeyId,
+    keys: &[Uuid],
     now: OffsetDateTime,
     by: Option<&str>,
     limit: i64,
@@ -323,11 +194,11 @@ pub async fn revoke_keys(
            WHERE workspace_id = $1 AND id IN (
                SELECT k.id FROM api_keys k
                WHERE k.workspace_id = $1 AND k.revoked_at IS NULL
-                 AND k.id IN (SELECT list_key_descendants($2))
+                 AND k.id IN (SELECT unnest($2::uuid[]))
                ORDER BY k.id LIMIT $5)
            RETURNING id AS "id: ApiKeyId", name"#,
         workspace.uuid(),
-        key.uuid(),
+        keys,
         now,
         by,
         limit,
@@ -337,27 +208,23 @@ pub async fn revoke_keys(
     Ok(rows.into_iter().map(|row| (row.id, row.name)).collect())
 }
 
-/// Closes the open invitations that a key sent and, if `includes_descendants`, those of the keys
-/// that it made. Returns their ids and addresses.
+/// Closes the open invitations that keys sent. Returns their ids and addresses.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.
 pub async fn close_invitations(
     tx: &mut AdminTx<'_>,
     workspace: WorkspaceId,
-    key: ApiKeyId,
-    includes_descendants: bool,
+    keys: &[Uuid],
     now: OffsetDateTime,
 ) -> Result<Vec<(InvitationId, String)>, StoreError> {
     let rows = sqlx::query!(
-        r#"UPDATE invitations SET closed_at = $4
-           WHERE workspace_id = $1 AND closed_at IS NULL AND expires_at > $4
-             AND (inviter_key_id = $2
-                  OR ($3 AND inviter_key_id IN (SELECT list_key_descendants($2))))
+        r#"UPDATE invitations SET closed_at = $3
+           WHERE workspace_id = $1 AND closed_at IS NULL AND expires_at > $3
+             AND inviter_key_id IN (SELECT unnest($2::uuid[]))
            RETURNING id AS "id: InvitationId", email"#,
         workspace.uuid(),
-        key.uuid(),
-        includes_descendants,
+        keys,
         now,
     )
     .fetch_all(tx.conn())

@@ -243,14 +243,18 @@ pub async fn list_by_creator(
     tx: &mut Tx,
     workspace: WorkspaceId,
     user: UserId,
+    scopes: &[Scope],
     limit: i64,
 ) -> Result<ListPage<(ClientId, String)>, StoreError> {
+    let scopes: Vec<String> = scopes.iter().map(|scope| scope.as_str().to_owned()).collect();
     let rows = sqlx::query!(
         r#"SELECT id AS "id: ClientId", name FROM oauth_clients
            WHERE workspace_id = $1 AND creator_user_id = $2
-           ORDER BY id DESC LIMIT $3"#,
+             AND (scope IS NULL OR scope = ANY($3))
+           ORDER BY id DESC LIMIT $4"#,
         workspace.uuid(),
         user.uuid(),
+        &scopes,
         limit + 1,
     )
     .fetch_all(tx.conn())

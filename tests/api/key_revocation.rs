@@ -669,8 +669,12 @@ async fn key_of_dense_graph_is_revoked() {
 /// Makes the query of given access take longer than any timeout.
 async fn delay_given_access(app: &TestApp, seconds: f32) {
     let sql = format!(
-        "CREATE OR REPLACE FUNCTION list_given_access(p_key_id uuid, p_user_id uuid)
-             RETURNS SETOF uuid LANGUAGE sql AS 'SELECT NULL::uuid FROM pg_sleep({seconds})'"
+        "CREATE OR REPLACE FUNCTION list_given_access(p_is_creation boolean, p_limit bigint)
+             RETURNS TABLE (given_to uuid, by_user_id uuid, by_key_id uuid, is_creation boolean,
+                            first_change bigint, last_change bigint)
+             LANGUAGE sql AS 'SELECT NULL::uuid, NULL::uuid, NULL::uuid, false, 0, 0
+                              FROM pg_sleep(CASE WHEN p_is_creation THEN 0 ELSE {seconds} END)
+                              WHERE false'"
     );
     app.database.connect().await.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
 }

@@ -83,7 +83,9 @@ async fn demoted_or_removed_member_loses_access_on_every_node() {
     remove_member(&b, &dana.access_token, &sam).await.assert_error(404, "not_found");
     let role_events =
         a.wait_for_event_count(&dana.access_token, "action=member.role_changed", 1).await;
-    assert_eq!(role_events[0]["metadata"], json!({ "from": "admin", "to": "viewer" }));
+    let details = &role_events[0]["metadata"];
+    assert_eq!((&details["from"], &details["to"]), (&json!("admin"), &json!("viewer")));
+    assert_eq!(details["api_keys"][0]["id"], key.id);
     let removal_events =
         a.wait_for_event_count(&dana.access_token, "action=member.removed", 1).await;
     let keys = removal_events[0]["metadata"]["api_keys"].as_array().unwrap();

@@ -5,6 +5,7 @@
 //! [`revocation`] revokes keys and what they made, [`rotation`] creates successors and [`usage`]
 //! reports the use of keys; [`super::authenticator`] verifies them.
 
+pub(super) mod daily_limit;
 pub mod revocation;
 pub mod rotation;
 pub mod usage;
@@ -16,8 +17,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    AuthError, check_scope::require_first_party, context::ServiceContext,
-    workspaces::check_rate_limit,
+    AuthError, api_keys::daily_limit::require_allowance, check_scope::require_first_party,
+    context::ServiceContext, workspaces::check_rate_limit,
 };
 use crate::{
     audit,
@@ -141,7 +142,7 @@ impl ApiKeys {
     /// # Errors
     /// [`AuthError::Invalid`] for invalid values or a rate limit above the workspace's;
     /// [`AuthError::Forbidden`] for a scope above the caller's, or networks outside of the
-    /// caller's; [`AuthError::Conflict`] if the workspace has 1,000 keys, or has created 5,000
+    /// caller's; [`AuthError::Conflict`] if the workspace has 1,000 keys, or has created too many
     /// within a day.
     #[tracing::instrument(
         name = "auth.api_keys.create",
@@ -182,6 +183,7 @@ impl ApiKeys {
             require_within(&new.allowed_ips, &rights.networks)?;
         }
         self.check_rate_limit(tx, caller.workspace(), new.rate_limit_per_minute).await?;
+        require_allowance(&self.context, tx, caller).await?;
         // The workspace is locked, so creations take turns.
         let count = store::api_keys::count_not_revoked(tx, caller.workspace(), MAX_KEYS).await?;
         if count >= MAX_KEYS {
@@ -335,7 +337,7 @@ impl ApiKeys {
         filter: &KeyFilter,
         page: PageRequest,
     ) -> Result<(ListPage<ApiKey>, i64), AuthError> {
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let items = store::api_keys::list(&mut tx, caller.workspace(), filter, page).await?;
         let total = store::api_keys::count(&mut tx, caller.workspace(), filter).await?;
         Ok((items, total))
@@ -353,7 +355,7 @@ impl ApiKeys {
         err(level = "debug")
     )]
     pub async fn get(&self, caller: &Caller, id: ApiKeyId) -> Result<ApiKey, AuthError> {
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let key = store::api_keys::get(&mut tx, caller.workspace(), id).await?;
         key.ok_or(AuthError::NotFound("API key"))
     }
@@ -394,7 +396,7 @@ impl ApiKeys {
             widened_by: None,
         };
         let workspace = caller.workspace();
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         // Changes to the keys of a workspace take turns: a key may change itself or its creator.
         let (mut admin, AdminRights { networks, .. }) = AdminTx::lock(&mut tx, caller).await?;
         if let Some(new) = &change.allowed_ips {
@@ -407,6 +409,7 @@ impl ApiKeys {
         let widens = before.is_widened_by(&change, params.disabled);
         if widens {
             require_first_party(&caller.principal)?;
+            require_allowance(&self.context, &mut admin, caller).await?;
         }
         let change =
             ApiKeyChange { widened_by: widens.then(|| caller.principal.creator()), ..change };

@@ -15,25 +15,26 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::ApiKeys;
 use crate::{
     auth::{
         AuthError,
-        members::{ids_and_names, name_added_access},
+        remaining_access::{ids_and_names, name_added_access},
     },
     cache_invalidation::AuditWatermark as _,
     model::{
         api_key::{ApiKey, ApiKeySecret, KeyStatus},
         audit::{Action, Actor, KEY_HOLDER_NAME, NewEvent, RequestInfo},
-        id::{ApiKeyId, InvitationId, WorkspaceId},
+        id::{ApiKeyId, Id as _, InvitationId, WorkspaceId},
         key_descendants::{AccessSource, KeyDescendants},
         mail::{EmailKind, RemainingAccess},
         oauth::grant::GrantEndReason,
         principal::Caller,
     },
     store::{
-        self, AdminTx, Audited, Tx,
+        self, AdminTx, Audited, Store, StoreError, Tx,
         client_additions::{ClientAdditions, RestoredClient},
     },
 };
@@ -84,6 +85,13 @@ enum Revoker<'a> {
 }
 
 impl Revoker<'_> {
+    async fn begin(&self, store: &Store, workspace: WorkspaceId) -> Result<Tx, StoreError> {
+        match self {
+            Self::Caller(caller) => store.begin_for(caller).await,
+            Self::Holder(_) | Self::Operator => store.begin(workspace, None).await,
+        }
+    }
+
     /// Locks the workspace for the revocation, and checks the rights of a caller again.
     async fn lock<'tx>(
         &self,
@@ -236,7 +244,7 @@ impl ApiKeys {
         id: ApiKeyId,
     ) -> Result<KeyDescendants, AuthError> {
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
-        let mut tx = self.context.store.begin_snapshot(workspace).await?;
+        let mut tx = self.context.store.begin_snapshot(caller).await?;
         let key = store::api_keys::get(&mut tx, workspace, id).await?;
         key.ok_or(AuthError::NotFound("API key"))?;
         Ok(store::key_descendants::list(&mut tx, workspace, id, now, MAX_LISTED).await?)
@@ -249,7 +257,7 @@ impl ApiKeys {
         id: ApiKeyId,
         options: RevokeKeyOptions,
     ) -> Result<(), AuthError> {
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let mut tx = revoker.begin(&self.context.store, workspace).await?;
         let mut admin = revoker.lock(&mut tx, workspace).await?;
         if options.condition != QuietCondition::None {
             let includes_descendants = options.cascade && options.condition == QuietCondition::All;
@@ -266,7 +274,7 @@ impl ApiKeys {
                 // A transaction for each batch bounds the time for which the workspace is locked.
                 // If the work is cut off, a repeated request continues it.
                 tx.commit(audited).await?.unfenced("the last batch waits for all of them");
-                tx = self.context.store.begin(workspace, None).await?;
+                tx = revoker.begin(&self.context.store, workspace).await?;
                 store::members::lock_workspace(&mut tx, workspace).await?;
                 // A key may revoke itself, and its cascade continues.
                 admin = AdminTx::exempt(&mut tx, "the rights were checked for the first batch");
@@ -292,8 +300,12 @@ impl ApiKeys {
         let is_new = store::api_keys::revoke(tx, workspace, id, now, by.as_deref()).await?;
         let key = store::api_keys::get(tx, workspace, id).await?;
         let key = key.ok_or(AuthError::NotFound("API key"))?;
-        let closed =
-            store::key_descendants::close_invitations(tx, workspace, id, cascade, now).await?;
+        let keys = if cascade {
+            store::given_access::list_key_and_descendants(tx, id).await?
+        } else {
+            vec![id.uuid()]
+        };
+        let closed = store::key_descendants::close_invitations(tx, workspace, &keys, now).await?;
         let event = |(invitation, email): &(InvitationId, String)| {
             self.revocation_event(revoker, workspace, Action::InvitationRevoked, id)
                 .with_target(*invitation, email.clone())
@@ -328,8 +340,7 @@ impl ApiKeys {
     }
 
     /// Returns the access that a revoked key leaves behind, for an email and for the metadata of
-    /// its event. If there is so much that the queries take too long, nothing is named: the
-    /// revocation must not fail because of it.
+    /// its event. What takes too long is not named: the revocation must not fail because of it.
     async fn remaining_access(
         &self,
         tx: &mut Tx,
@@ -337,11 +348,7 @@ impl ApiKeys {
         id: ApiKeyId,
     ) -> Result<(RemainingAccess, Value), AuthError> {
         let now = self.context.env.clock.now();
-        tx.begin_report().await?;
-        let descendants = store::key_descendants::list(tx, workspace, id, now, MAX_NAMED).await;
-        let Some(descendants) = tx.end_report(descendants).await? else {
-            return Ok((RemainingAccess::unknown(), json!({ "has_more": true })));
-        };
+        let descendants = store::key_descendants::list(tx, workspace, id, now, MAX_NAMED).await?;
         if descendants.is_empty() {
             return Ok((RemainingAccess::default(), json!({})));
         }
@@ -375,15 +382,13 @@ impl ApiKeys {
         id: ApiKeyId,
     ) -> Result<(RemainingAccess, Value), AuthError> {
         let (source, now) = (AccessSource::Key(id), self.context.env.clock.now());
-        tx.begin_report().await?;
         let added =
-            store::key_descendants::list_added_access(tx, workspace, source, now, MAX_NAMED).await;
-        let Some(added) = tx.end_report(added).await? else {
-            let details = json!({ "cascade": true, "has_more": true });
-            return Ok((RemainingAccess::unknown(), details));
-        };
+            store::added_access::list_added_access(tx, workspace, source, now, MAX_NAMED).await?;
         let added = added.without_clients();
         let mut details = json!({ "cascade": true });
+        if added.has_more() {
+            details["has_more"] = json!(true);
+        }
         let mut remaining =
             RemainingAccess { has_more: added.has_more(), ..RemainingAccess::default() };
         name_added_access(&added, &mut details, &mut remaining);
@@ -401,15 +406,16 @@ impl ApiKeys {
     ) -> Result<Batch, AuthError> {
         let (by, now) = (revoker.subject(), self.context.env.clock.now());
         let by = by.as_deref();
-        let keys =
-            store::key_descendants::revoke_keys(tx, workspace, id, now, by, BATCH_SIZE).await?;
-        let has_more_keys = i64::try_from(keys.len()).unwrap_or(i64::MAX) >= BATCH_SIZE;
+        let keys = store::given_access::list_key_and_descendants(tx, id).await?;
+        let ended =
+            store::key_descendants::revoke_keys(tx, workspace, &keys, now, by, BATCH_SIZE).await?;
+        let has_more_keys = i64::try_from(ended.len()).unwrap_or(i64::MAX) >= BATCH_SIZE;
         let mut events = Vec::new();
-        for (key, name) in keys {
+        for (key, name) in ended {
             let event = self.revocation_event(revoker, workspace, Action::ApiKeyRevoked, id);
             events.push(event.with_target(key, name));
         }
-        let clients = store::key_descendants::list_clients(tx, workspace, id, MAX_NAMED).await?;
+        let clients = store::key_descendants::list_clients(tx, workspace, &keys, MAX_NAMED).await?;
         let mut grants = Vec::new();
         for client in clients.items {
             grants.extend(store::oauth_clients::list_external_grants(tx, Some(client.id)).await?);
@@ -421,7 +427,7 @@ impl ApiKeys {
         let (request, reason) =
             (revoker.request().map(|request| &**request), GrantEndReason::ClientDeleted);
         self.context.audit_ended_grants(tx, request, reason, grants).await?;
-        if let Some(restored) = self.restore_clients(tx, revoker, workspace, id).await? {
+        if let Some(restored) = self.restore_clients(tx, revoker, workspace, (id, &keys)).await? {
             audited = Some(restored);
         }
         Ok(Batch { audited, has_more: has_more_keys || clients.has_more })
@@ -436,12 +442,12 @@ impl ApiKeys {
         tx: &mut AdminTx<'_>,
         revoker: &Revoker<'_>,
         workspace: WorkspaceId,
-        id: ApiKeyId,
+        (id, keys): (ApiKeyId, &[Uuid]),
     ) -> Result<Option<Audited>, AuthError> {
         let (now, reason) = (self.context.env.clock.now(), GrantEndReason::ApiKeyRevoked);
         let mut clients =
-            store::client_additions::end_added_secrets(tx, workspace, id, now).await?;
-        clients.extend(store::client_additions::remove_added_uris(tx, workspace, id, now).await?);
+            store::client_additions::end_added_secrets(tx, workspace, keys, now).await?;
+        clients.extend(store::client_additions::remove_added_uris(tx, workspace, keys, now).await?);
         let mut audited = None;
         for client in clients {
             let grants =
@@ -527,7 +533,8 @@ impl ApiKeys {
             let report = report.blocked(format!("it has made more than {MAX_CHECKED} keys"));
             return Err(AuthError::KeyInUse(Box::new(report)));
         }
-        if store::key_descendants::has_active_client(tx, workspace, id, now).await? {
+        let keys = store::given_access::list_key_and_descendants(tx, id).await?;
+        if store::key_descendants::has_active_client(tx, workspace, &keys, now).await? {
             let report = report.blocked("an OAuth client that it made or changed has access");
             return Err(AuthError::KeyInUse(Box::new(report)));
         }

@@ -129,13 +129,13 @@ impl ApiKeys {
         // One snapshot, so that a page never shows a key both as unused and as in use.
         let watermark = self.context.audit.watermark();
         let workspace = caller.workspace();
-        let mut tx = self.context.store.begin_snapshot(workspace).await?;
+        let mut tx = self.context.store.begin_snapshot(caller).await?;
         let report = self.build_rotation_report(&mut tx, workspace, id, watermark).await?;
         drop(tx);
         if let Some(confirmation) = report.new_evidence {
             // Store the evidence before returning the verdict: reports of other nodes rely on it
             // from then on.
-            let mut tx = self.context.store.begin(workspace, None).await?;
+            let mut tx = self.context.store.begin_for(caller).await?;
             store::usage::store_quiet_confirmation(&mut tx, workspace, id, confirmation).await?;
             let audited = Audited::exempt("the evidence of a report is no change");
             tx.commit(audited).await?.unfenced("a report, which changes no key");

@@ -47,7 +47,7 @@ impl ApiKeys {
         reach: UsageWindow,
     ) -> Result<KeyUsage, AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.context.store.begin_snapshot(workspace).await?;
+        let mut tx = self.context.store.begin_snapshot(caller).await?;
         let key = store::api_keys::get(&mut tx, workspace, id).await?;
         key.ok_or(AuthError::NotFound("API key"))?;
         let now = self.context.env.clock.now();
@@ -88,7 +88,7 @@ impl ApiKeys {
         hours: u32,
     ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
         let since = series_start(self.context.env.clock.now(), Duration::HOUR, hours);
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let uses =
             store::usage::list_hourly_counts(&mut tx, caller.workspace(), ids, since).await?;
         Ok(series_by_key(uses, since, Duration::HOUR, hours))
@@ -112,7 +112,7 @@ impl ApiKeys {
         minutes: u32,
     ) -> Result<HashMap<ApiKeyId, Vec<i64>>, AuthError> {
         let since = series_start(self.context.env.clock.now(), Duration::MINUTE, minutes);
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let uses =
             store::usage::list_minute_counts(&mut tx, caller.workspace(), ids, since).await?;
         Ok(series_by_key(uses, since, Duration::MINUTE, minutes))
@@ -136,7 +136,7 @@ impl ApiKeys {
         ids: &[ApiKeyId],
     ) -> Result<HashMap<ApiKeyId, Scope>, AuthError> {
         let (workspace, since) = (caller.workspace(), self.context.env.clock.now() - UNUSED_AFTER);
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let keys =
             store::usage::list_over_scoped_keys(&mut tx, workspace, since, Some(ids), MAX_KEYS);
         Ok(keys.await?.into_iter().map(|key| (key.id, key.used_scope)).collect())
@@ -156,7 +156,7 @@ impl ApiKeys {
     pub async fn hygiene(&self, caller: &Caller) -> Result<KeyHygiene, AuthError> {
         let workspace = caller.workspace();
         let since = self.context.env.clock.now() - UNUSED_AFTER;
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let unused = store::usage::list_unused_keys(&mut tx, workspace, since, MAX_KEYS).await?;
         let over_scoped =
             store::usage::list_over_scoped_keys(&mut tx, workspace, since, None, MAX_KEYS).await?;
