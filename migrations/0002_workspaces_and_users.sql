@@ -244,7 +244,7 @@ CREATE FUNCTION delete_current_user() RETURNS boolean
     $$;
 
 -- Deletes the transaction's workspace and all its data except the audit log, which remains for its
--- retention period.
+-- retention period, and the documents, which prune_documents() deletes.
 CREATE FUNCTION delete_current_workspace() RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$

@@ -152,7 +152,7 @@ impl Application {
                 env.clone(),
                 master_keys.idempotency_secrets()?,
             ),
-            resources: Resources::new(store.clone(), env.clone(), settings.server.max_body_bytes),
+            resources: Resources::new(store.clone(), env.clone(), &settings),
             audit_log: AuditLog::new(store.clone(), &settings.database.pool),
             audit,
             seal_counts: Arc::<SealCounts>::default(),

@@ -56,11 +56,12 @@ impl Maintenance {
         }
     }
 
-    fn frequent_steps(&self) -> [Step<'_>; 2] {
+    fn frequent_steps(&self) -> [Step<'_>; 3] {
         let (store, now) = (&self.store, self.env.clock.now());
         [
             ("delete old cache invalidations", store.prune_invalidations().boxed()),
             ("delete old key usage by the minute", store.prune_usage_minutes(now).boxed()),
+            ("delete documents of deleted workspaces", store.prune_documents().boxed()),
         ]
     }
 

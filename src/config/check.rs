@@ -10,7 +10,7 @@ use url::Url;
 use crate::model::oauth::resource;
 
 use super::{
-    Audit, Cache, Database, Durability, EncryptionKey, Keys, Log, Mail, MailTransport,
+    Audit, Cache, Database, Documents, Durability, EncryptionKey, Keys, Log, Mail, MailTransport,
     MetadataDocuments, OAuth, Passwords, Pool, RateLimit, RawConfig, Redis, Registration, Rotation,
     Server, Sessions, Settings, layers::ENV_PREFIX,
 };
@@ -37,6 +37,7 @@ impl SettingsValidator<'_> {
         let redis = self.redis();
         let mail = self.mail();
         let oauth = self.oauth();
+        let documents = self.documents();
         let audit = self.audit();
         let rotation = self.rotation();
         let log = self.log();
@@ -51,6 +52,7 @@ impl SettingsValidator<'_> {
             redis,
             mail: mail?,
             oauth: oauth?,
+            documents: documents?,
             audit: audit?,
             rotation: rotation?,
             log: log?,
@@ -344,6 +346,12 @@ impl SettingsValidator<'_> {
             self.problem("mail.from", "must be an address such as Acme <no-reply@acme.example>");
         }
         Some(Mail { transport: transport?, from })
+    }
+
+    fn documents(&mut self) -> Option<Documents> {
+        let count = self.number("documents.max_per_workspace", 1, 1_000_000_000);
+        let bytes = self.number("documents.max_bytes_per_workspace", 1024, 1 << 50);
+        Some(Documents { max_per_workspace: count?, max_bytes_per_workspace: bytes? })
     }
 
     fn audit(&mut self) -> Option<Audit> {

@@ -42,6 +42,8 @@ pub struct Settings {
     pub mail: Mail,
     /// `[oauth]`
     pub oauth: OAuth,
+    /// `[documents]`
+    pub documents: Documents,
     /// `[audit]`
     pub audit: Audit,
     /// `[rotation]`
@@ -101,6 +103,15 @@ pub struct Pool {
     pub acquire_timeout: Duration,
     /// Timeout of a statement.
     pub statement_timeout: Duration,
+}
+
+/// `[documents]`
+#[derive(Debug, Clone, Copy)]
+pub struct Documents {
+    /// Maximum number of documents of a workspace.
+    pub max_per_workspace: i64,
+    /// Maximum size of all documents of a workspace, in bytes of JSON.
+    pub max_bytes_per_workspace: i64,
 }
 
 /// `[keys]`

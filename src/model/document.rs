@@ -67,3 +67,13 @@ pub struct Document {
     /// Time of the last change.
     pub updated_at: OffsetDateTime,
 }
+
+/// The number and the size of the documents of a workspace.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DocumentUsage {
+    /// Number of documents.
+    pub documents: i64,
+    /// Size of their bodies as JSON, and of responses that are stored for an `Idempotency-Key`, in
+    /// bytes.
+    pub bytes: i64,
+}

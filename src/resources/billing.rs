@@ -16,7 +16,7 @@ impl Resources {
     /// # Errors
     /// [`ResourceError::Store`] if the query fails.
     pub async fn balance_cents(&self, caller: &Caller) -> Result<i64, ResourceError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         Ok(wallet::balance_cents(&mut tx, caller.workspace()).await?)
     }
 
@@ -29,7 +29,7 @@ impl Resources {
         caller: &Caller,
         page: PageRequest,
     ) -> Result<(ListPage<WalletTransaction>, i64), ResourceError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let items = wallet::list(&mut tx, caller.workspace(), page).await?;
         let total = wallet::count(&mut tx, caller.workspace()).await?;
         Ok((items, total))

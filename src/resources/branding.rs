@@ -16,7 +16,7 @@ impl Resources {
     /// # Errors
     /// [`ResourceError::NotFound`] if the workspace no longer exists.
     pub async fn branding(&self, caller: &Caller) -> Result<Fields, ResourceError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let branding = workspaces::branding(&mut tx, caller.workspace()).await?;
         branding.ok_or(ResourceError::NotFound("workspace"))
     }
@@ -26,7 +26,7 @@ impl Resources {
     /// # Errors
     /// [`ResourceError::NotFound`] if the workspace no longer exists.
     pub async fn name_and_brand(&self, caller: &Caller) -> Result<(String, Brand), ResourceError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let appearance = workspaces::appearance(&mut tx, caller.workspace()).await?;
         appearance.ok_or(ResourceError::NotFound("workspace"))
     }
@@ -56,7 +56,7 @@ impl Resources {
             return Err(ResourceError::TooLarge(MAX_BRANDING_BYTES));
         }
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let (mut admin, _) = AdminTx::lock(&mut tx, caller).await?;
         workspaces::set_branding(&mut admin, workspace, branding).await?;
         let event = audit::event(&self.env, caller, Action::BrandingUpdated, 200)

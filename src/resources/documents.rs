@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{ResourceError, Resources, document_rules as rules, invalid_field};
 use crate::{
+    config::Documents,
     model::{
         document::{Document, DocumentKind},
         fields::Fields,
@@ -30,7 +31,8 @@ impl Resources {
     ///
     /// # Errors
     /// [`ResourceError::Invalid`] for a missing or invalid field, [`ResourceError::TooLarge`] for a
-    /// document that is too large.
+    /// document that is too large, [`ResourceError::TooMany`] and [`ResourceError::StorageFull`] at
+    /// the limits of the workspace.
     pub async fn create(
         &self,
         tx: &mut Tx,
@@ -49,6 +51,7 @@ impl Resources {
         };
         document.agent_id = lock_agent(tx, caller, kind, &body).await?;
         store::documents::insert(tx, caller.workspace(), kind, &document).await?;
+        self.check_limits(tx, caller).await?;
         Ok((document, Audited::exempt(NO_OWN_EVENT)))
     }
 
@@ -62,7 +65,7 @@ impl Resources {
         kind: DocumentKind,
         id: Uuid,
     ) -> Result<Document, ResourceError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let document = store::documents::get(&mut tx, caller.workspace(), kind, id).await?;
         document.ok_or(not_found(kind))
     }
@@ -79,7 +82,7 @@ impl Resources {
         page: PageRequest,
     ) -> Result<(ListPage<Document>, i64), ResourceError> {
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let items =
             store::documents::list(&mut tx, workspace, kind, agent, page, MAX_PAGE_BYTES).await?;
         let total = store::documents::count(&mut tx, workspace, kind, agent).await?;
@@ -90,7 +93,8 @@ impl Resources {
     ///
     /// # Errors
     /// [`ResourceError::NotFound`] if the workspace has no such document,
-    /// [`ResourceError::Invalid`] for an invalid field.
+    /// [`ResourceError::Invalid`] for an invalid field, [`ResourceError::StorageFull`] if it would
+    /// grow beyond the limit of the workspace.
     pub async fn update(
         &self,
         caller: &Caller,
@@ -125,11 +129,11 @@ impl Resources {
         change: impl FnOnce(&mut Fields),
     ) -> Result<Document, ResourceError> {
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let locked = store::documents::lock(&mut tx, workspace, kind, id).await?;
         let mut document = locked.ok_or(not_found(kind))?;
         let mut body: Fields = serde_json::from_str(&document.body).map_err(|_| damaged())?;
-        let old_agent = body.get_text("agent_id");
+        let (old_agent, old_size) = (body.get_text("agent_id"), document.body.len());
         change(&mut body);
         rules::count_sources(kind, &mut body);
         document.body = self.serialize_body(&body)?;
@@ -138,9 +142,26 @@ impl Resources {
         }
         document.updated_at = self.env.clock.now();
         store::documents::update(&mut tx, workspace, kind, &document).await?;
+        if document.body.len() > old_size {
+            self.check_limits(&mut tx, caller).await?;
+        }
         let audited = Audited::exempt(NO_OWN_EVENT);
         tx.commit(audited).await?.unfenced("documents grant no access");
         Ok(document)
+    }
+
+    /// Checks the limits of the workspace after a change, which the caller then does not commit.
+    /// Another change of the workspace waits for the commit of this one, so it is counted.
+    async fn check_limits(&self, tx: &mut Tx, caller: &Caller) -> Result<(), ResourceError> {
+        let usage = store::documents::usage(tx, caller.workspace()).await?;
+        let Documents { max_per_workspace, max_bytes_per_workspace } = self.limits;
+        if usage.documents > max_per_workspace {
+            return Err(ResourceError::TooMany(max_per_workspace));
+        }
+        if usage.bytes > max_bytes_per_workspace {
+            return Err(ResourceError::StorageFull(max_bytes_per_workspace));
+        }
+        Ok(())
     }
 
     /// Serializes a body, or returns [`ResourceError::TooLarge`].
@@ -159,7 +180,7 @@ impl Resources {
         kind: DocumentKind,
         id: Uuid,
     ) -> Result<(), ResourceError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         if !store::documents::delete(&mut tx, caller.workspace(), kind, id).await? {
             return Err(not_found(kind));
         }

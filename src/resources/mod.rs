@@ -11,6 +11,7 @@ pub mod documents;
 pub mod users;
 
 use crate::{
+    config::{Documents, Settings},
     env::Env,
     model::ValidationError,
     store::{AdminLockError, Store, StoreError},
@@ -24,13 +25,15 @@ pub struct Resources {
     /// Maximum size of a stored document, in bytes of JSON. This is twice the maximum size of a
     /// request body; without it, many small changes could add up to any size.
     max_document_bytes: usize,
+    limits: Documents,
 }
 
 impl Resources {
-    /// Creates the resources; `max_body_bytes` is the maximum size of a request body.
+    /// Creates the resources.
     #[must_use]
-    pub fn new(store: Store, env: Env, max_body_bytes: usize) -> Self {
-        Self { store, env, max_document_bytes: max_body_bytes.saturating_mul(2) }
+    pub fn new(store: Store, env: Env, settings: &Settings) -> Self {
+        let max_document_bytes = settings.server.max_body_bytes.saturating_mul(2);
+        Self { store, env, max_document_bytes, limits: settings.documents }
     }
 }
 
@@ -51,6 +54,12 @@ pub enum ResourceError {
     /// The document would exceed this size, in bytes.
     #[error("the document would be larger than {0} bytes")]
     TooLarge(usize),
+    /// The workspace has this many documents, which is the maximum.
+    #[error("the workspace has {0} documents, which is the maximum: delete some first")]
+    TooMany(i64),
+    /// The documents of the workspace would exceed this size, in bytes.
+    #[error("the documents of the workspace would have more than {0} bytes: delete some first")]
+    StorageFull(i64),
     /// The caller has lost its access or its scope since it was authenticated.
     #[error("the credential has lost its access")]
     AccessLost(AdminLockError),

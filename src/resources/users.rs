@@ -31,7 +31,7 @@ impl Resources {
     /// # Errors
     /// [`ResourceError::NotFound`] if the workspace no longer exists.
     pub async fn workspace(&self, caller: &Caller) -> Result<Workspace, ResourceError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let workspace = workspaces::get(&mut tx, caller.workspace()).await?;
         workspace.ok_or(ResourceError::NotFound("workspace"))
     }
@@ -45,7 +45,7 @@ impl Resources {
         caller: &Caller,
         page: PageRequest,
     ) -> Result<(ListPage<Member>, i64), ResourceError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let items = members::list(&mut tx, caller.workspace(), page).await?;
         let total = members::count(&mut tx, caller.workspace()).await?;
         Ok((items, total))
@@ -62,7 +62,7 @@ impl Resources {
     pub async fn current_user(&self, caller: &Caller) -> Result<User, ResourceError> {
         let user = caller.principal.user_id().ok_or(ResourceError::NotFound("user"))?;
         // A transaction without a user sees only members of the workspace, not users who have left.
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let found = if caller.principal.session().is_some() {
             users::get(&mut tx, user).await?
         } else {
@@ -103,7 +103,7 @@ impl Resources {
         }
         let user_id = caller.principal.user_id().ok_or(ResourceError::NotFound("user"))?;
         let workspace = caller.workspace();
-        let mut tx = self.store.begin(workspace, caller.principal.context_user()).await?;
+        let mut tx = self.store.begin_as(caller).await?;
         // A key still works after its creator has left, but it can no longer change that user.
         if !members::lock(&mut tx, workspace, user_id).await? {
             return Err(ResourceError::NotFound("user"));

@@ -1,13 +1,14 @@
 //! The documents that clients store, such as agents and campaigns, as JSON text.
 //!
 //! A document's size is stored with it, so that [`list`] bounds a page without reading the bodies.
+//! A trigger counts the documents of each workspace and their sizes.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{StoreError, Tx};
+use super::{Store, StoreError, Tx};
 use crate::model::{
-    document::{Document, DocumentKind},
+    document::{Document, DocumentKind, DocumentUsage},
     id::{AgentId, Id, WorkspaceId},
     page::{ListPage, PageRequest},
 };
@@ -231,6 +232,38 @@ pub async fn delete(
     .execute(tx.conn())
     .await?;
     Ok(result.rows_affected() == 1)
+}
+
+/// Returns the number and the size of all documents of a workspace. After a change in the same
+/// transaction they stay the same until its commit: other changes wait for it.
+///
+/// # Errors
+/// [`StoreError`] if the query fails.
+pub async fn usage(tx: &mut Tx, workspace: WorkspaceId) -> Result<DocumentUsage, StoreError> {
+    let usage = sqlx::query_as!(
+        DocumentUsage,
+        "SELECT documents, bytes FROM document_usage WHERE workspace_id = $1",
+        workspace.uuid(),
+    )
+    .fetch_optional(tx.conn())
+    .await?;
+    Ok(usage.unwrap_or_default())
+}
+
+impl Store {
+    /// Deletes the documents of deleted workspaces.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a query fails.
+    pub async fn prune_documents(&self) -> Result<(), StoreError> {
+        let pool = self.pools.background();
+        // Each call is a transaction: none holds its locks for long.
+        while sqlx::query_scalar!(r#"SELECT prune_documents() AS "has_more!""#)
+            .fetch_one(&pool)
+            .await?
+        {}
+        Ok(())
+    }
 }
 
 struct DocumentRow {

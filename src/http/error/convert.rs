@@ -74,6 +74,9 @@ impl From<ResourceError> for ApiError {
             ResourceError::NotFound(_) => Self::new(ErrorCode::NotFound, message),
             ResourceError::Invalid { field, .. } => Self::invalid(field, message),
             ResourceError::TooLarge(_) => Self::new(ErrorCode::ValidationFailed, message),
+            ResourceError::TooMany(_) | ResourceError::StorageFull(_) => {
+                Self::new(ErrorCode::Conflict, message)
+            }
             ResourceError::AccessLost(error) => AuthError::from(error).into(),
             ResourceError::Internal(cause) => Self::internal(cause),
             ResourceError::Store(error) => error.into(),
