@@ -173,7 +173,7 @@ impl Idempotency {
         caller: &Caller,
         attempt: IdempotentRequest,
     ) -> Result<IdempotencyOutcome, IdempotencyError> {
-        let mut tx = self.store.begin(caller.workspace(), caller.principal.context_user()).await?;
+        let mut tx = self.store.begin_as(caller).await?;
         let Some(key) = attempt.key else {
             return Ok(IdempotencyOutcome::New(IdempotentTransaction { tx, pending: None }));
         };

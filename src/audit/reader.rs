@@ -84,7 +84,7 @@ impl AuditLog {
         page: PageRequest,
     ) -> Result<ListPage<Event<'static>>, StoreError> {
         let _permit = self.acquire_query_permit(caller.workspace()).await?;
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         store::audit::list(&mut tx, caller.workspace(), filter, page).await
     }
 
@@ -117,7 +117,7 @@ impl AuditLog {
         before: Option<Uuid>,
     ) -> Result<ListPage<Event<'static>>, StoreError> {
         let _permit = self.acquire_query_permit(caller.workspace()).await?;
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let times =
             EventFilter { since: filter.since, until: filter.until, ..EventFilter::default() };
         let page = PageRequest { limit: EXPORT_PAGE, before, offset: 0 };
@@ -130,7 +130,7 @@ impl AuditLog {
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn chain_end(&self, caller: &Caller) -> Result<i64, StoreError> {
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         let head = store::audit_chains::get_head(&mut tx, caller.workspace()).await?;
         Ok(head.map_or(0, |head| head.sequence))
     }
@@ -148,7 +148,7 @@ impl AuditLog {
         limit: usize,
     ) -> Result<Vec<SealedEvent>, StoreError> {
         let _permit = self.acquire_query_permit(caller.workspace()).await?;
-        let mut tx = self.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.store.begin_for(caller).await?;
         store::audit_chains::list_sealed_events_after(
             &mut tx,
             caller.workspace(),

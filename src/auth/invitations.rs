@@ -233,7 +233,7 @@ impl Invitations {
         page: PageRequest,
     ) -> Result<(ListPage<Invitation>, i64), AuthError> {
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let items = store::invitations::list(&mut tx, workspace, now, page).await?;
         let total = store::invitations::count(&mut tx, workspace, now).await?;
         Ok((items, total))
@@ -253,7 +253,7 @@ impl Invitations {
     )]
     pub async fn revoke(&self, caller: &AdminCaller, id: InvitationId) -> Result<(), AuthError> {
         let (workspace, now) = (caller.workspace(), self.context.env.clock.now());
-        let mut tx = self.context.store.begin(workspace, None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
         let invitation = store::invitations::get(&mut admin, workspace, id, now).await?;
         let invitation = invitation.ok_or(AuthError::NotFound("invitation"))?;

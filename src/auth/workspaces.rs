@@ -250,7 +250,7 @@ impl Workspaces {
             None => None,
         };
         let workspace = caller.workspace();
-        let mut tx = self.context.store.begin(workspace, caller.principal.context_user()).await?;
+        let mut tx = self.context.store.begin_as(caller).await?;
         let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
         if let Some(owner) = owner {
             check_can_require_second_factor(&mut admin, &rights, owner).await?;

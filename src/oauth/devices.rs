@@ -237,7 +237,7 @@ impl Devices {
         err(level = "debug")
     )]
     pub async fn deny(&self, caller: &Caller, device: &DeviceRequest) -> Result<(), OAuthError> {
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let now = self.context.env.clock.now();
         record_decision(&mut tx, device, DeviceDecision::Denied, now).await?;
         let audited = self.grants.record_denial(&mut tx, caller, &device.client).await?;

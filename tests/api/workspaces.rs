@@ -3,7 +3,7 @@
 use serde_json::json;
 use sqlx::{Connection, Executor};
 
-use crate::fixture::{PASSWORD, TestApp, TestClient, eventually};
+use crate::fixture::{PASSWORD, TestApp, TestClient, TestUser, eventually};
 
 #[tokio::test]
 async fn user_creates_switches_and_renames_workspaces() {
@@ -125,6 +125,21 @@ async fn concurrent_creations_respect_workspace_limit() {
     assert_eq!(statuses, [201, 409, 409, 409, 409, 409, 409, 409]);
 }
 
+async fn count_waiting(app: &TestApp) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity
+               WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    sqlx::query_scalar(sql).fetch_one(&mut app.database.connect().await).await.unwrap()
+}
+
+/// Checks that requests of `wim` succeed while those of another user wait for a lock.
+async fn check_others_while_four_wait(app: &TestApp, wim: &TestUser) {
+    eventually("four wait", async || (count_waiting(app).await >= 4).then_some(())).await;
+    for path in ["/v1/agents", "/v1/members", "/v1/api-keys"].repeat(3) {
+        app.get(path).bearer(&wim.access_token).send().await.expect_status(200);
+        assert!(count_waiting(app).await <= 4);
+    }
+}
+
 /// Requests that wait for a lock of their workspace hold some of the connections, never all.
 #[tokio::test]
 async fn waiting_requests_leave_connections_to_other_workspaces() {
@@ -142,21 +157,65 @@ async fn waiting_requests_leave_connections_to_other_workspaces() {
     });
     let changes = futures_util::future::join_all(changes);
     let others = async {
-        let count_waiting = async || -> i64 {
-            let sql = "SELECT count(*) FROM pg_stat_activity
-                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            let mut observer = app.database.connect().await;
-            sqlx::query_scalar(sql).fetch_one(&mut observer).await.unwrap()
-        };
-        eventually("four changes wait", async || (count_waiting().await >= 4).then_some(())).await;
-        for path in ["/v1/agents", "/v1/members", "/v1/api-keys"].repeat(3) {
-            app.get(path).bearer(&wim.access_token).send().await.expect_status(200);
-            assert!(count_waiting().await <= 4);
-        }
+        check_others_while_four_wait(&app, &wim).await;
         lock.rollback().await.unwrap();
     };
     let (answers, ()) = tokio::join!(changes, others);
     // On a slow machine, a change may wait for longer than the timeout of locks.
     assert!(answers.iter().all(|answer| [200, 503].contains(&answer.status.as_u16())));
     app.get(&path).bearer(&dana.access_token).send().await.expect_status(200);
+}
+
+/// A user may have many workspaces: they share the connections that the user may hold.
+#[tokio::test]
+async fn user_with_many_workspaces_leaves_connections_to_others() {
+    let app = TestApp::start_with(&[("database.max_connections", "5")]).await;
+    let [dana, wim] = [app.register("acme").await, app.register("widgets-inc").await];
+    let mut tokens = vec![dana.access_token.clone()];
+    for name in ["second", "third"] {
+        let body = json!({ "name": name });
+        let created = app.post("/v1/workspaces").bearer(&dana.access_token).json(body).send().await;
+        let body = json!({ "workspace_id": created.expect_status(201)["id"] });
+        let switch = app.request_as(&dana.access_token, "POST", "/v1/auth/switch-workspace");
+        let switched = switch.json(body).send().await.expect_status(200);
+        tokens.push(switched["access_token"].as_str().unwrap().to_owned());
+    }
+    let mut holder = app.database.connect().await;
+    let mut lock = holder.begin().await.unwrap();
+    let sql = "SELECT id FROM workspaces WHERE name <> 'widgets-inc' FOR UPDATE";
+    lock.execute(sql).await.unwrap();
+    let changes = tokens.iter().cycle().take(18).map(|token| {
+        let change = json!({ "name": "renamed" });
+        app.patch("/v1/workspace").bearer(token).json(change).send()
+    });
+    let changes = futures_util::future::join_all(changes);
+    let others = async {
+        check_others_while_four_wait(&app, &wim).await;
+        lock.rollback().await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(changes, others);
+    assert!(answers.iter().all(|answer| [200, 503].contains(&answer.status.as_u16())));
+}
+
+/// So do requests that change the account.
+#[tokio::test]
+async fn user_that_waits_for_own_row_leaves_connections_to_others() {
+    let app = TestApp::start_with(&[("database.max_connections", "5")]).await;
+    let [dana, wim] = [app.register("acme").await, app.register("widgets-inc").await];
+    let mut holder = app.database.connect().await;
+    let mut lock = holder.begin().await.unwrap();
+    let sql = "SELECT u.id FROM users u JOIN memberships m ON m.user_id = u.id
+               JOIN workspaces w ON w.id = m.workspace_id WHERE w.name = 'acme' FOR UPDATE OF u";
+    lock.execute(sql).await.unwrap();
+    let confirmations = (0..18).map(|_| {
+        let code = json!({ "code": "123456" });
+        app.post("/v1/auth/mfa/totp/confirm").bearer(&dana.access_token).json(code).send()
+    });
+    let confirmations = futures_util::future::join_all(confirmations);
+    let others = async {
+        check_others_while_four_wait(&app, &wim).await;
+        lock.rollback().await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(confirmations, others);
+    assert!(answers.iter().all(|answer| [403, 409, 503].contains(&answer.status.as_u16())));
 }

@@ -172,7 +172,7 @@ impl Consent {
         caller: &Caller,
         request: &ValidatedRequest,
     ) -> Result<String, OAuthError> {
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let audited = self.grants.record_denial(&mut tx, caller, &request.client).await?;
         tx.commit(audited).await?.unfenced("a denial creates no grant");
         Ok(request.denial_url())

@@ -271,7 +271,7 @@ impl WorkspaceClients {
         caller: &Caller,
         page: PageRequest,
     ) -> Result<(ListPage<Client>, i64), AuthError> {
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         let items = store::oauth_clients::list(&mut tx, caller.workspace(), page).await?;
         let total = store::oauth_clients::count(&mut tx, caller.workspace()).await?;
         Ok((items, total))
@@ -289,7 +289,7 @@ impl WorkspaceClients {
         err(level = "debug")
     )]
     pub async fn get(&self, caller: &Caller, id: ClientId) -> Result<Client, AuthError> {
-        let mut tx = self.context.store.begin(caller.workspace(), None).await?;
+        let mut tx = self.context.store.begin_for(caller).await?;
         store::oauth_clients::get(&mut tx, caller.workspace(), id).await?.ok_or(NOT_FOUND)
     }
 
@@ -314,7 +314,7 @@ impl WorkspaceClients {
         let workspace = caller.workspace();
         let name = wanted.name.as_deref().map(|name| text::validate_name("name", name)).transpose();
         let name = name.map_err(|why| AuthError::invalid("name", why))?;
-        let mut tx = self.context.store.begin(workspace, caller.principal.context_user()).await?;
+        let mut tx = self.context.store.begin_as(caller).await?;
         let (mut admin, rights) = AdminTx::lock(&mut tx, caller).await?;
         let known = store::oauth_clients::get(&mut admin, workspace, id).await?.ok_or(NOT_FOUND)?;
         let uris = wanted.redirect_uris.as_deref();
@@ -401,7 +401,7 @@ impl WorkspaceClients {
     )]
     pub async fn delete(&self, caller: &AdminCaller, id: ClientId) -> Result<(), AuthError> {
         let workspace = caller.workspace();
-        let mut tx = self.context.store.begin(workspace, caller.principal.context_user()).await?;
+        let mut tx = self.context.store.begin_as(caller).await?;
         let (mut admin, _) = AdminTx::lock(&mut tx, caller).await?;
         let client =
             store::oauth_clients::get(&mut admin, workspace, id).await?.ok_or(NOT_FOUND)?;

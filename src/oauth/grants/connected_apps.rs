@@ -72,9 +72,7 @@ impl Grants {
         let used_since = self.context.env.clock.now() - self.idle_timeout;
         let mut tx = match owner {
             GrantOwner::User(user) => self.context.store.begin_for_user(user).await?,
-            GrantOwner::Workspace(workspace) => {
-                self.context.store.begin(workspace, caller.principal.context_user()).await?
-            }
+            GrantOwner::Workspace(_) => self.context.store.begin_as(caller).await?,
         };
         let items = store::connected_apps::list(&mut tx, owner, used_since, page).await?;
         let total = store::connected_apps::count(&mut tx, owner, used_since).await?;
