@@ -18,12 +18,17 @@ pub async fn read_body(headers: &HeaderMap, body: Body, app: &App) -> Result<Byt
     read_body_up_to(headers, body, app, app.settings.max_body_bytes).await
 }
 
-async fn read_body_up_to(
+/// Reads a request body as [`read_body`], up to `max` bytes.
+///
+/// # Errors
+/// As [`read_body`].
+pub async fn read_body_up_to(
     headers: &HeaderMap,
     body: Body,
     app: &App,
     max: usize,
 ) -> Result<Bytes, ApiError> {
+    let max = max.min(app.settings.max_body_bytes);
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         let message = "the body must not be compressed";
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
@@ -93,6 +98,14 @@ pub async fn read_multipart_form(
     Ok((Query::from_pairs(fields), file))
 }
 
+/// True if the body has this media type, whatever its parameters.
+#[must_use]
+pub fn has_media_type(headers: &HeaderMap, media_type: &str) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value.and_then(|text| text.split(';').next()).unwrap_or_default();
+    essence.trim().eq_ignore_ascii_case(media_type)
+}
+
 /// Reads an HTML form of up to `max` bytes, which is encoded like a query string.
 ///
 /// # Errors
@@ -104,10 +117,8 @@ pub async fn read_urlencoded_form(
     app: &App,
     max: usize,
 ) -> Result<Query, ApiError> {
-    let bytes = read_body_up_to(headers, body, app, max.min(app.settings.max_body_bytes)).await?;
-    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = media_type.and_then(|text| text.split(';').next()).unwrap_or_default();
-    if !essence.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+    let bytes = read_body_up_to(headers, body, app, max).await?;
+    if !has_media_type(headers, "application/x-www-form-urlencoded") {
         return Err(ApiError::new(
             ErrorCode::UnsupportedMediaType,
             "the body must be application/x-www-form-urlencoded",

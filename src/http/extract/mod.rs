@@ -16,10 +16,13 @@ mod path;
 mod query;
 
 pub use authorized::{
-    Access, AccessRule, AddressLimited, Admin, AdminSession, Authorized, FirstPartyAdmin,
-    FirstPartyWrite, Open, ProtectedAccess, Public, ReadOnly, SignIn, UserSession, Write,
+    Access, AccessRule, AddressLimited, Admin, AdminSession, Authorized, ClientRegistration,
+    DeviceAuthorization, FirstPartyAdmin, FirstPartyWrite, MailedLink, Open, ProtectedAccess,
+    Public, ReadOnly, SignIn, SignUp, UserCode, UserSession, Write,
 };
-pub use body::{read_body, read_multipart_form, read_urlencoded_form};
+pub use body::{
+    has_media_type, read_body, read_body_up_to, read_multipart_form, read_urlencoded_form,
+};
 pub use client_ip::client_ip;
 pub use event_filter::EVENT_FILTERS;
 pub use json::{IdempotentJson, Json};

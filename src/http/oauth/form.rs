@@ -1,6 +1,6 @@
-//! Form parameters and client authentication of requests to the OAuth endpoints.
+//! Parameters and client authentication of requests to the OAuth endpoints.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use axum::{
     extract::{FromRequest, Request},
@@ -8,22 +8,31 @@ use axum::{
 };
 use data_encoding::BASE64;
 use percent_encoding::percent_decode_str;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::Value;
 
 use crate::{
     http::{App, error::EndpointError, extract},
-    model::{audit::RequestInfo, oauth::parameters::Parameters},
+    model::{
+        audit::RequestInfo,
+        oauth::parameters::{Parameters, printable_name},
+    },
     oauth::{
         ProtocolError,
         clients::{AuthenticatedClient, ClientCredentials, authentication::BasicCredentials},
     },
 };
 
-/// Maximum size of a form, in bytes: several times that of the longest valid one.
-const MAX_FORM: usize = 16 * 1024;
+/// Maximum size of a body, in bytes: several times that of the longest valid one.
+const MAX_BODY: usize = 16 * 1024;
 
-/// A form that a client sent to an OAuth endpoint, with its credentials.
+/// The parameters that a client sent to an OAuth endpoint, with its credentials. The body is a
+/// form; a JSON object is accepted, too, because many HTTP libraries send one by default.
 pub struct OAuthForm {
-    /// The form parameters. They are well-formed, and only `resource` is repeated.
+    /// The parameters. They are well-formed, and only `resource` is repeated.
     pub parameters: Parameters,
     credentials: ClientCredentials,
 }
@@ -49,28 +58,87 @@ impl FromRequest<App> for OAuthForm {
     async fn from_request(request: Request, app: &App) -> Result<Self, EndpointError> {
         let (parts, body) = request.into_parts();
         let basic = basic_credentials(&parts.headers)?;
-        let fields = extract::read_urlencoded_form(&parts.headers, body, app, MAX_FORM).await?;
-        let parameters = Parameters::new(fields.into_pairs());
+        let pairs = if extract::has_media_type(&parts.headers, "application/json") {
+            let body = extract::read_body_up_to(&parts.headers, body, app, MAX_BODY).await?;
+            json_pairs(&body)?
+        } else {
+            extract::read_urlencoded_form(&parts.headers, body, app, MAX_BODY).await?.into_pairs()
+        };
+        let parameters = Parameters::new(pairs);
         let credentials = ClientCredentials::parse(basic, &parameters)?;
         Ok(Self { parameters, credentials })
     }
 }
 
-/// Reads the credentials of an `Authorization: Basic` header.
+/// Reads the members of a JSON object as parameters. Those with the value `null` are absent, and an
+/// array is a repeated parameter.
+fn json_pairs(body: &[u8]) -> Result<Vec<(String, String)>, ProtocolError> {
+    let malformed = |_| ProtocolError::invalid_request("the body must be a JSON object or a form");
+    let JsonMembers(members) = serde_json::from_slice(body).map_err(malformed)?;
+    let mut pairs = Vec::new();
+    for (name, value) in members {
+        let values = match value {
+            Value::Array(values) => values,
+            value => vec![value],
+        };
+        for value in values {
+            match value {
+                Value::Null => {}
+                Value::String(text) => pairs.push((name.clone(), text)),
+                Value::Number(_) | Value::Bool(_) => pairs.push((name.clone(), value.to_string())),
+                Value::Array(_) | Value::Object(_) => {
+                    let name = printable_name(&name);
+                    let message = format!("{name} must be a string");
+                    return Err(ProtocolError::invalid_request(message));
+                }
+            }
+        }
+    }
+    Ok(pairs)
+}
+
+/// The members of a JSON object, with repeated ones, which a map would drop.
+struct JsonMembers(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for JsonMembers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = JsonMembers;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JsonMembers, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(JsonMembers(members))
+            }
+        }
+
+        deserializer.deserialize_map(Members)
+    }
+}
+
+/// Reads the credentials of an `Authorization: Basic` header. Another scheme is no client
+/// authentication: some clients send their access token with every request.
 ///
 /// Both parts are form-encoded (RFC 6749, section 2.3.1). Encoding changes no character that our
 /// client ids and secrets use, so clients that forget it work too.
 fn basic_credentials(headers: &HeaderMap) -> Result<Option<BasicCredentials>, ProtocolError> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let refuse = |why: &'static str| ProtocolError::invalid_client(why);
-    let text = value.to_str().map_err(|_| refuse("the Authorization header is malformed"))?;
-    let (scheme, encoded) = text.split_once(' ').unwrap_or((text, ""));
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return Err(refuse("authenticate the client with HTTP Basic or in the request body"));
+    let malformed = || ProtocolError::invalid_client("the Authorization header is malformed");
+    let scheme = value.as_bytes().split(|byte| *byte == b' ').next().unwrap_or_default();
+    if !scheme.eq_ignore_ascii_case(b"basic") {
+        return Ok(None);
     }
-    let decoded = BASE64.decode(encoded.trim().as_bytes()).ok();
+    let encoded = value.as_bytes()[scheme.len()..].trim_ascii();
+    let decoded = BASE64.decode(encoded).ok();
     let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
-    let malformed = || refuse("the Authorization header is malformed");
     let decoded = decoded.ok_or_else(malformed)?;
     let (id, secret) = decoded.split_once(':').ok_or_else(malformed)?;
     Ok(Some(BasicCredentials {
@@ -107,7 +175,13 @@ mod tests {
         assert_eq!(of("a"), Err(()));
         assert_eq!(read("basic YTpi"), pair("a", "b"));
         assert_eq!(read("Basic !"), Err(()));
-        assert_eq!(read("Bearer abc"), Err(()));
+        assert_eq!(read("Basic"), Err(()));
+        for other in ["Bearer abc", "Bearer YTpi", "Negotiate", "", "BasicYTpi"] {
+            assert_eq!(read(other), Ok(None), "{other}");
+        }
+        let opaque =
+            HeaderMap::from_iter([(header::AUTHORIZATION, [0xff].as_slice().try_into().unwrap())]);
+        assert!(basic_credentials(&opaque).unwrap().is_none());
         let without_header = basic_credentials(&HeaderMap::new()).map_err(|_| ());
         assert_eq!(without_header.unwrap().map(|_| ()), None);
     }

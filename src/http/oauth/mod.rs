@@ -16,7 +16,6 @@ use axum::{
     body::Body,
     extract::{Request, State},
     http::StatusCode,
-    response::{IntoResponse, Response},
 };
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -235,26 +234,30 @@ pub struct TokenOperationRequest {
     client_secret: Option<String>,
 }
 
+/// The response to a revocation: an empty object, because some clients parse every body as JSON.
+#[derive(Serialize, ToSchema)]
+pub struct RevocationBody {}
+
 /// Revoke a token (RFC 7009)
 ///
 /// Takes effect at once. Revoking a refresh token ends the whole grant with all its tokens.
 /// Revoking an access token ends that token. An unknown token is not an error.
 #[utoipa::path(post, path = "/oauth/revoke", tag = "OAuth",
     request_body(content = TokenOperationRequest, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200), (status = 400, body = OAuthErrorBody),
+    responses((status = 200, body = RevocationBody), (status = 400, body = OAuthErrorBody),
               (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn revoke(
     public: Public,
     State(app): State<App>,
     form: OAuthForm,
-) -> OAuthResult<Response> {
+) -> OAuthResult<Json<RevocationBody>> {
     let client = form.authenticate_client(&app, &public.request).await?;
     let revoked = async {
         let request = RevocationRequest::parse(&form.parameters)?;
         Ok(app.oauth.revocation.revoke(&client, &request).await?)
     };
     recorded(&app, &client, revoked.await, |()| None).await?;
-    Ok(StatusCode::OK.into_response())
+    Ok(Json(RevocationBody {}))
 }
 
 /// Introspect a token (RFC 7662)

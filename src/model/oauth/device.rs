@@ -8,6 +8,9 @@ use crate::model::id::GrantId;
 
 /// The minimum time between the first two polls, in seconds.
 pub const INITIAL_POLL_SECONDS: u32 = 5;
+/// The time by which a poll may come early: clients wait for the interval by their own clocks, and
+/// requests are not equally fast.
+const LEEWAY: Duration = Duration::from_secs(1);
 /// The increase of the minimum time, in seconds, after a poll that came too early.
 const SLOW_DOWN_SECONDS: u32 = 5;
 /// The longest minimum time between two polls, in seconds.
@@ -57,7 +60,7 @@ impl PolledAuthorization {
     /// here: the grant has its own.
     #[must_use]
     pub fn state(&self, now: OffsetDateTime, since_poll: Option<Duration>) -> DeviceState {
-        let is_early = |passed| passed < Duration::from_secs(self.poll_seconds.into());
+        let is_early = |passed| passed + LEEWAY < Duration::from_secs(self.poll_seconds.into());
         match self.decision {
             Some(DeviceDecision::Denied) => DeviceState::Denied,
             Some(DeviceDecision::Approved(grant)) => DeviceState::Approved(grant),
@@ -107,9 +110,9 @@ mod tests {
 
     #[test]
     fn poll_within_interval_is_slowed_down() {
-        let at = |seconds| pending().state(START, Some(Duration::from_secs(seconds)));
-        assert_eq!([0, 4].map(at), [DeviceState::SlowDown; 2]);
-        assert_eq!([5, 6].map(at), [DeviceState::Pending; 2]);
+        let at = |millis| pending().state(START, Some(Duration::from_millis(millis)));
+        assert_eq!([0, 3_000, 3_999].map(at), [DeviceState::SlowDown; 3]);
+        assert_eq!([4_000, 5_000, 6_000].map(at), [DeviceState::Pending; 3]);
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl Parameters {
 
 /// Returns a parameter's name with only characters that `error_description` allows (RFC 6749,
 /// section 5.2).
-fn printable_name(name: &str) -> String {
+#[must_use]
+pub fn printable_name(name: &str) -> String {
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     name.chars().filter(is_plain).take(40).collect()
 }

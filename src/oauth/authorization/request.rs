@@ -88,14 +88,21 @@ fn check_support(parameters: &Parameters) -> Result<(), ProtocolError> {
 }
 
 fn parse_challenge(parameters: &Parameters) -> Result<CodeChallenge, ProtocolError> {
-    if parameters.get("code_challenge_method") != Some("S256") {
-        return Err(ProtocolError::invalid_request("code_challenge_method must be S256"));
+    let refuse = |message: &'static str| Err(ProtocolError::invalid_request(message));
+    let Some(challenge) = parameters.get("code_challenge") else {
+        return refuse(
+            "code_challenge is missing: PKCE (RFC 7636) with the method S256 is required",
+        );
+    };
+    match parameters.get("code_challenge_method") {
+        Some("S256") => {}
+        Some(_) => return refuse("code_challenge_method must be S256"),
+        None => return refuse("code_challenge_method is missing: it must be S256"),
     }
-    let challenge = parameters.get("code_challenge").and_then(CodeChallenge::parse);
-    challenge.ok_or_else(|| {
-        let message = "code_challenge must be a SHA-256 hash in base64url (RFC 7636)";
-        ProtocolError::invalid_request(message)
-    })
+    match CodeChallenge::parse(challenge) {
+        Some(challenge) => Ok(challenge),
+        None => refuse("code_challenge must be a SHA-256 hash in base64url (RFC 7636)"),
+    }
 }
 
 fn parse_prompt(parameters: &Parameters) -> Result<Prompt, ProtocolError> {

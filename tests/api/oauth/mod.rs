@@ -1,7 +1,9 @@
 //! OAuth 2.1: the authorization server and its clients.
 
 mod authorize;
+mod browser;
 mod clients;
+mod compatibility;
 mod device;
 mod grants;
 mod interop;

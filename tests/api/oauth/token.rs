@@ -329,7 +329,7 @@ async fn malformed_token_request_gets_rfc_6749_error() {
         .await
         .assert_oauth_error(400, "invalid_request");
     let send_body = |kind: &str, text: String| app.post("/oauth/token").body(kind, text).send();
-    send_body("application/json", "{}".to_owned()).await.assert_oauth_error(415, "invalid_request");
+    send_body("text/plain", "{}".to_owned()).await.assert_oauth_error(415, "invalid_request");
     send_body("application/x-www-form-urlencoded", "a=%zz".to_owned())
         .await
         .assert_oauth_error(400, "invalid_request");

@@ -1,0 +1,146 @@
+//! Requests that widespread clients send and that the specifications do not foresee.
+
+use serde_json::{Value, json};
+
+use crate::fixture::{
+    Browser, TestClient, TestResponse,
+    oauth::{CODE_VERIFIER, DEVICE_GRANT, OAuthExt, encode_form},
+};
+
+/// Posts a body to an endpoint, with an `Authorization` header.
+async fn post_with_authorization(
+    app: &TestClient,
+    path: &str,
+    authorization: &str,
+    fields: &[(&str, &str)],
+) -> TestResponse {
+    let request = app.post(path).header("authorization", authorization);
+    request.body("application/x-www-form-urlencoded", encode_form(fields)).send().await
+}
+
+/// zapier-platform's OAuth example sends `Authorization: Bearer` with every request.
+#[tokio::test]
+async fn authorization_of_other_scheme_is_ignored() {
+    let app = TestClient::shared();
+    let dana = app.register("acme").await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let grants = json!({
+        "grant_types": ["authorization_code", "refresh_token", DEVICE_GRANT],
+        "token_endpoint_auth_method": "client_secret_post",
+    });
+    let client = app.register_client(grants).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
+    let (access, refresh) =
+        (tokens["access_token"].as_str().unwrap(), tokens["refresh_token"].as_str().unwrap());
+    let bearer = format!("Bearer {access}");
+    for authorization in [&*bearer, "Bearer ", "Digest username=\"x\"", "Negotiate", ""] {
+        for (path, fields, status) in [
+            (
+                "/oauth/token",
+                &[("grant_type", "refresh_token"), ("refresh_token", refresh)][..],
+                200,
+            ),
+            ("/oauth/introspect", &[("token", access)], 200),
+            ("/oauth/device_authorization", &[], 200),
+            ("/oauth/revoke", &[("token", "unknown")], 200),
+        ] {
+            let fields = client.with_client_credentials(fields);
+            let answer = post_with_authorization(&app, path, authorization, &fields).await;
+            assert_eq!(answer.status.as_u16(), status, "{authorization} {path}: {}", answer.text);
+        }
+        let metadata = json!({ "redirect_uris": ["https://client.example/cb"] });
+        let register = app.post("/oauth/register").header("authorization", authorization);
+        register.json(metadata).send().await.expect_status(201);
+    }
+    // A header is no replacement for the client's secret, and two headers stay an error.
+    let fields = [("client_id", &*client.id), ("grant_type", "refresh_token")];
+    let answer = post_with_authorization(&app, "/oauth/token", &bearer, &fields).await;
+    answer.assert_oauth_error(401, "invalid_client");
+    let malformed = post_with_authorization(&app, "/oauth/token", "Basic !", &fields).await;
+    malformed.assert_oauth_error(401, "invalid_client");
+}
+
+#[tokio::test]
+async fn pkce_error_names_what_is_missing() {
+    let app = TestClient::shared();
+    let client = app.register_client(json!({})).await;
+    for (fields, reason) in [
+        (&[("code_challenge", ""), ("code_challenge_method", "")][..], "code_challenge is missing"),
+        (&[("code_challenge", "")], "code_challenge is missing"),
+        (&[("code_challenge_method", "")], "code_challenge_method is missing"),
+        (
+            &[("code_challenge", CODE_VERIFIER), ("code_challenge_method", "plain")],
+            "code_challenge_method must be S256",
+        ),
+        (&[("code_challenge", "short")], "code_challenge must be a SHA-256 hash"),
+    ] {
+        let page = Browser::new(&app).get(&client.authorization_url(fields)).await;
+        let link = page.link_target("Continue to client.example").replace('+', " ");
+        assert!(link.contains(reason), "{fields:?}: {link}");
+    }
+}
+
+/// Posts fields as a JSON object.
+async fn post_json(app: &TestClient, path: &str, body: Value) -> TestResponse {
+    app.post(path).json(body).send().await
+}
+
+#[tokio::test]
+async fn json_body_is_read_at_client_endpoints() {
+    let app = TestClient::shared();
+    let dana = app.register("acme").await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let client = app.register_confidential_client().await;
+    let code = app.obtain_code(&mut browser, &client, &[]).await;
+    let with_client = |fields: Value| {
+        let mut all = json!({ "client_id": client.id, "client_secret": client.secret });
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        all
+    };
+    let redeem = with_client(json!({
+        "grant_type": "authorization_code", "code": code, "code_verifier": CODE_VERIFIER,
+        "redirect_uri": client.redirect_uri, "scope": null, "expires": 1, "resource": [app.url],
+    }));
+    let tokens = post_json(&app, "/oauth/token", redeem).await.expect_status(200);
+    let refresh = json!({
+        "grant_type": "refresh_token", "refresh_token": tokens["refresh_token"],
+    });
+    let refresh = with_client(refresh);
+    let tokens = post_json(&app, "/oauth/token", refresh.clone()).await.expect_status(200);
+    let token = with_client(json!({ "token": tokens["access_token"] }));
+    let state = post_json(&app, "/oauth/introspect", token.clone()).await.expect_status(200);
+    assert_eq!(state["active"], true);
+    post_json(&app, "/oauth/revoke", token.clone()).await.expect_status(200);
+    let state = post_json(&app, "/oauth/introspect", token).await.expect_status(200);
+    assert_eq!(state["active"], false);
+    for (body, reason) in [
+        ("[]".to_owned(), "JSON object"),
+        ("{".to_owned(), "JSON object"),
+        (
+            with_client(json!({ "grant_type": { "a": 1 } })).to_string(),
+            "grant_type must be a string",
+        ),
+        (refresh.to_string().replacen('{', "{\"grant_type\": \"refresh_token\",", 1), "repeated"),
+    ] {
+        let answer = app.post("/oauth/token").body("application/json", body.clone()).send().await;
+        answer.assert_oauth_error(400, "invalid_request");
+        assert!(answer.text.contains(reason), "{body}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn revocation_response_is_json_object() {
+    let app = TestClient::shared();
+    let dana = app.register("acme").await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let tokens = app.obtain_tokens(&mut browser, &client, &[]).await;
+    let [access, refresh] =
+        ["access_token", "refresh_token"].map(|name| tokens[name].as_str().unwrap());
+    for token in [access, refresh, "unknown"] {
+        let fields = client.with_client_credentials(&[("token", token)]);
+        let answer = app.post_form("/oauth/revoke", &fields).await;
+        assert_eq!((&*answer.text, answer.header("content-type")), ("{}", "application/json"));
+        answer.expect_status(200);
+    }
+}
