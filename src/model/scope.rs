@@ -54,11 +54,11 @@ impl Scope {
     }
 
     /// Returns the highest known scope in an OAuth `scope` value; `None` means no access. Unknown
-    /// names are ignored.
+    /// names are ignored. Names may also be separated by commas, as some clients do.
     #[must_use]
     pub fn from_oauth_scope(value: &str) -> Option<Self> {
         value
-            .split(' ')
+            .split([' ', ','])
             .filter_map(|name| Self::ALL.into_iter().find(|scope| scope.oauth_name() == name))
             .max()
     }

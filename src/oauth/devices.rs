@@ -13,7 +13,7 @@ use super::{
     OAuthError, OAuthErrorCode, ProtocolError,
     clients::AuthenticatedClient,
     grants::{CreateGrantParams, Grants},
-    request::{RequestedResources, RequestedScope},
+    request::{RequestedResources, requested_scope},
 };
 use crate::{
     auth::{AuthError, ServiceContext, caller::SessionCaller},
@@ -52,7 +52,7 @@ const CODE_ATTEMPTS: usize = 5;
 /// A device authorization request (RFC 8628, section 3.1).
 #[derive(Debug)]
 pub struct DeviceAuthorizationRequest {
-    scope: RequestedScope,
+    scope: Option<Scope>,
     resources: RequestedResources,
 }
 
@@ -61,7 +61,7 @@ impl DeviceAuthorizationRequest {
     #[must_use]
     pub fn parse(parameters: &Parameters) -> Self {
         Self {
-            scope: RequestedScope::parse(parameters),
+            scope: requested_scope(parameters),
             resources: RequestedResources::parse(parameters),
         }
     }
@@ -128,7 +128,7 @@ impl Devices {
             let message = "the client is not registered for the device grant";
             return Err(ProtocolError::new(OAuthErrorCode::UnauthorizedClient, message).into());
         }
-        let scope = client.effective_scope(request.scope.known()?);
+        let scope = client.effective_scope(request.scope);
         let resources = request.resources.resolve(&self.resources)?;
         let id = self.context.env.new_uuid();
         let created_at = self.context.env.clock.now();

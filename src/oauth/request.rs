@@ -2,7 +2,7 @@
 //!
 //! Each kind of request has a type in the module of its service. Handlers parse it once; services
 //! take only the typed request. An error that must not be reported before another check, such as
-//! an unknown scope, is a value of the type.
+//! an unknown resource, is a value of the type.
 
 use secrecy::SecretString;
 
@@ -58,44 +58,11 @@ impl TokenParameter {
     }
 }
 
-/// The `scope` parameter of a request (RFC 6749, section 3.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RequestedScope {
-    /// The request has no `scope` parameter.
-    Default,
-    /// The highest known scope that the request names. Others, such as `offline_access`, are
-    /// ignored.
-    Known(Scope),
-    /// The request names only unknown scopes.
-    Unknown,
-}
-
-impl RequestedScope {
-    /// Reads the `scope` parameter.
-    pub(super) fn parse(parameters: &Parameters) -> Self {
-        match parameters.get("scope") {
-            None => Self::Default,
-            Some(names) => Scope::from_oauth_scope(names).map_or(Self::Unknown, Self::Known),
-        }
-    }
-
-    /// Returns the requested scope, or `None` if the request names none.
-    ///
-    /// # Errors
-    /// [`OAuthErrorCode::InvalidScope`] if the request names only unknown scopes.
-    pub(super) fn known(self) -> Result<Option<Scope>, ProtocolError> {
-        match self {
-            Self::Default => Ok(None),
-            Self::Known(scope) => Ok(Some(scope)),
-            Self::Unknown => {
-                let names = Scope::ALL.map(Scope::oauth_name).join(", ");
-                Err(ProtocolError::new(
-                    OAuthErrorCode::InvalidScope,
-                    format!("none of the requested scopes is known; supported scopes: {names}"),
-                ))
-            }
-        }
-    }
+/// Returns the highest known scope of the `scope` parameter (RFC 6749, section 3.3). Other scopes,
+/// such as `offline_access`, are ignored. `None` if the request names no known one: the default
+/// applies.
+pub(super) fn requested_scope(parameters: &Parameters) -> Option<Scope> {
+    parameters.get("scope").and_then(Scope::from_oauth_scope)
 }
 
 /// The `resource` parameters of a request (RFC 8707), as the client sent them.
@@ -169,14 +136,18 @@ mod tests {
     }
 
     #[test]
-    fn scope_parameter_is_absent_known_or_unknown() {
-        let parse = |scope| RequestedScope::parse(&parameters(&[("scope", scope)]));
-        assert_eq!(parse(""), RequestedScope::Default);
-        let known = parse("offline_access call2me:read call2me:write");
-        assert_eq!(known, RequestedScope::Known(Scope::Write));
-        let unknown = parse("offline_access");
-        assert_eq!(unknown, RequestedScope::Unknown);
-        assert_eq!(unknown.known().unwrap_err().code, OAuthErrorCode::InvalidScope);
+    fn unknown_scopes_are_ignored() {
+        let parse = |scope| requested_scope(&parameters(&[("scope", scope)]));
+        for (value, scope) in [
+            ("", None),
+            ("offline_access", None),
+            ("CALL2ME:READ", None),
+            ("offline_access call2me:read call2me:write", Some(Scope::Write)),
+            ("call2me:read,call2me:write", Some(Scope::Write)),
+            ("email, call2me:read,", Some(Scope::ReadOnly)),
+        ] {
+            assert_eq!(parse(value), scope, "{value}");
+        }
     }
 
     #[test]

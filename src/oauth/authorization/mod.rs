@@ -223,7 +223,7 @@ impl Authorization {
         request.support.clone()?;
         require_grant_type(client, GrantType::AuthorizationCode)?;
         let challenge = request.challenge.clone()?;
-        let scope = client.effective_scope(request.scope.known()?);
+        let scope = client.effective_scope(request.scope);
         let resources = request.resources.resolve(&self.resources)?;
         Ok((scope, resources, challenge, request.prompt.clone()?))
     }

@@ -1,10 +1,13 @@
 //! The authorization request (OAuth 2.1, section 4.1.1).
 
 use crate::{
-    model::oauth::{parameters::Parameters, pkce::CodeChallenge},
+    model::{
+        oauth::{parameters::Parameters, pkce::CodeChallenge},
+        scope::Scope,
+    },
     oauth::{
         OAuthErrorCode, ProtocolError,
-        request::{RequestedResources, RequestedScope, required_parameter},
+        request::{RequestedResources, requested_scope, required_parameter},
     },
 };
 
@@ -35,7 +38,7 @@ pub struct AuthorizationRequest {
     /// The error if the request is malformed, or needs a feature that this server does not have.
     pub(super) support: Result<(), ProtocolError>,
     pub(super) challenge: Result<CodeChallenge, ProtocolError>,
-    pub(super) scope: RequestedScope,
+    pub(super) scope: Option<Scope>,
     pub(super) resources: RequestedResources,
     pub(super) prompt: Result<Prompt, ProtocolError>,
 }
@@ -61,7 +64,7 @@ impl AuthorizationRequest {
             login_hint: owned("login_hint"),
             support: check_support(parameters),
             challenge: parse_challenge(parameters),
-            scope: RequestedScope::parse(parameters),
+            scope: requested_scope(parameters),
             resources: RequestedResources::parse(parameters),
             prompt: parse_prompt(parameters),
         })

@@ -31,8 +31,6 @@ pub enum OAuthErrorCode {
     UnsupportedGrantType,
     /// The response type is not `code` (RFC 6749, section 4.1.2.1).
     UnsupportedResponseType,
-    /// None of the requested scopes is known.
-    InvalidScope,
     /// The server issues no tokens for this resource (RFC 8707, section 2).
     InvalidTarget,
     /// The user denied the request.
@@ -70,7 +68,6 @@ impl OAuthErrorCode {
             Self::UnauthorizedClient => "unauthorized_client",
             Self::UnsupportedGrantType => "unsupported_grant_type",
             Self::UnsupportedResponseType => "unsupported_response_type",
-            Self::InvalidScope => "invalid_scope",
             Self::InvalidTarget => "invalid_target",
             Self::AccessDenied => "access_denied",
             Self::LoginRequired => "login_required",

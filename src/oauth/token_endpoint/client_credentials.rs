@@ -24,7 +24,7 @@ impl TokenEndpoint {
                 return Err(ProtocolError::new(OAuthErrorCode::UnauthorizedClient, message).into());
             }
         };
-        let scope = client.effective_scope(request.scope.known()?);
+        let scope = client.effective_scope(request.scope);
         let resources = request.resources.resolve(&self.resources)?;
         let id: GrantId = self.context.env.new_id();
         let sealed_seed = self.grants.generate_seed(id)?;

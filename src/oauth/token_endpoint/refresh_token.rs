@@ -41,7 +41,7 @@ impl TokenEndpoint {
             Err(fault) => return Err(self.record_refusal(client, locked, invalid(fault)).await),
         };
         // Reduce an excessive scope instead of refusing it: some clients always request all scopes.
-        let max_scope = request.scope.known()?.map_or(max_scope, |wanted| wanted.min(max_scope));
+        let max_scope = request.scope.map_or(max_scope, |wanted| wanted.min(max_scope));
         let terms = TokenTerms {
             max_scope,
             resources: &request.resources,

@@ -7,11 +7,12 @@ use crate::{
         id::GrantId,
         oauth::{client::GrantType, parameters::Parameters},
         refresh_token::PresentedToken,
+        scope::Scope,
     },
     oauth::{
         InvalidGrant, OAuthError, OAuthErrorCode, ProtocolError, RefreshTokenFault,
         clients::AuthenticatedClient,
-        request::{RequestedResources, RequestedScope, require_grant_type, required_parameter},
+        request::{RequestedResources, requested_scope, require_grant_type, required_parameter},
     },
 };
 
@@ -42,14 +43,14 @@ pub struct AuthorizationCodeRequest {
 #[derive(Debug)]
 pub struct RefreshTokenRequest {
     pub(super) token: PresentedToken<GrantId>,
-    pub(super) scope: RequestedScope,
+    pub(super) scope: Option<Scope>,
     pub(super) resources: RequestedResources,
 }
 
 /// A request of a client that acts for itself (OAuth 2.1, section 4.2.1).
 #[derive(Debug)]
 pub struct ClientCredentialsRequest {
-    pub(super) scope: RequestedScope,
+    pub(super) scope: Option<Scope>,
     pub(super) resources: RequestedResources,
 }
 
@@ -76,7 +77,7 @@ impl TokenRequest {
         // Before the other parameters: they do not matter to a client that may not use the type.
         require_grant_type(client, grant_type)?;
         let required = |name| required_parameter(parameters, name);
-        let scope = RequestedScope::parse(parameters);
+        let scope = requested_scope(parameters);
         let resources = RequestedResources::parse(parameters);
         Ok(match grant_type {
             GrantType::AuthorizationCode => Self::AuthorizationCode(AuthorizationCodeRequest {

@@ -420,8 +420,6 @@ async fn other_errors_redirect_to_authorized_client() {
         ),
         (client.authorization_url(&[("code_challenge_method", "")]), "invalid_request"),
         (client.authorization_url(&[("code_challenge", "short")]), "invalid_request"),
-        (client.authorization_url(&[("scope", "openid profile")]), "invalid_scope"),
-        (client.authorization_url(&[("scope", "CALL2ME:READ")]), "invalid_scope"),
         (client.authorization_url(&resource), "invalid_target"),
         (client.authorization_url(&[("prompt", "none login")]), "invalid_request"),
         (client.authorization_url(&[("request", "eyJ")]), "invalid_request"),

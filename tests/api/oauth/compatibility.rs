@@ -61,6 +61,38 @@ async fn authorization_of_other_scheme_is_ignored() {
 }
 
 #[tokio::test]
+async fn unknown_scopes_are_dropped() {
+    let app = TestClient::shared();
+    let dana = app.register("acme").await;
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    for (registered, requested, granted) in [
+        ("", "address phone", "call2me:read"),
+        ("", "offline_access", "call2me:read"),
+        ("", "read,write", "call2me:read"),
+        ("", "call2me:read,call2me:write", "call2me:read call2me:write"),
+        ("", "address, call2me:write,", "call2me:read call2me:write"),
+        ("call2me:read,call2me:write", "CALL2ME:ADMIN", "call2me:read call2me:write"),
+    ] {
+        let client = app.register_client(json!({ "scope": registered })).await;
+        let scope = [("scope", requested)];
+        let tokens = app.obtain_tokens(&mut browser, &client, &scope).await;
+        assert_eq!(tokens["scope"], granted, "{registered:?} {requested:?}");
+        // A refresh with the same parameter keeps what was granted.
+        let fields = [
+            ("grant_type", "refresh_token"),
+            ("refresh_token", tokens["refresh_token"].as_str().unwrap()),
+            ("scope", requested),
+        ];
+        let tokens = app.request_token(&client.with_client_credentials(&fields)).await;
+        assert_eq!(tokens.expect_status(200)["scope"], granted, "{registered:?} {requested:?}");
+    }
+    let grants = json!({ "grant_types": [DEVICE_GRANT], "redirect_uris": [] });
+    let device = app.register_client(grants).await;
+    let fields = device.with_client_credentials(&[("scope", "address,phone")]);
+    app.post_form("/oauth/device_authorization", &fields).await.expect_status(200);
+}
+
+#[tokio::test]
 async fn pkce_error_names_what_is_missing() {
     let app = TestClient::shared();
     let client = app.register_client(json!({})).await;

@@ -140,10 +140,6 @@ async fn denial_is_reported_and_device_code_is_bound_to_client() {
     app.post_form("/oauth/device_authorization", &[])
         .await
         .assert_oauth_error(401, "invalid_client");
-    let scope = client.with_client_credentials(&[("scope", "openid")]);
-    app.post_form("/oauth/device_authorization", &scope)
-        .await
-        .assert_oauth_error(400, "invalid_scope");
     app.request_token(&client.with_client_credentials(&[("grant_type", DEVICE_GRANT)]))
         .await
         .assert_oauth_error(400, "invalid_request");
