@@ -122,6 +122,10 @@ async fn every_page_has_security_headers_and_no_inline_code() {
         let policy = header("content-security-policy");
         assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
         assert!(!policy.contains("unsafe") && policy.contains("form-action 'self'"), "{policy}");
+        // Before the sign-in, and with an error, a page may be in a popup of an OAuth client.
+        let is_isolated = page.headers.contains_key("cross-origin-opener-policy");
+        let is_protected = matches!(route.access_rule, AccessRule::Protected(_));
+        assert_eq!(is_isolated, is_protected && page.status == 200, "{}", route.path);
         assert_eq!(header("cache-control"), "no-store", "{}", route.path);
         assert_eq!(header("referrer-policy"), "same-origin");
         assert_eq!(header("x-content-type-options"), "nosniff");

@@ -284,7 +284,7 @@ async fn page(
     query: &str,
     problem: Option<(u16, String)>,
 ) -> Result<Response, ApiError> {
-    browser.allow_redirect_uri(request.redirect_uri());
+    browser.allow_forms_to_client();
     browser.set_brand(app.resources.workspace_brand(caller.workspace()).await?);
     let (status, problem) = problem.unzip();
     let host = redirect_uri::destination(request.redirect_uri());

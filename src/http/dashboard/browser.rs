@@ -5,7 +5,7 @@
 //! forms of other sites do not send them. Over https they have the prefix `__Host-` (RFC 6265bis),
 //! so other subdomains cannot set them.
 
-use std::{convert::Infallible, net::IpAddr, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     extract::FromRequestParts,
@@ -16,22 +16,18 @@ use cookie::time::Duration;
 use secrecy::ExposeSecret;
 use uuid::Uuid;
 
-use super::{layout::Layout, page, paths};
+use super::{
+    layout::Layout,
+    page::{self, FormTargets},
+    paths,
+};
 use crate::{
     auth::{AuthError, browser_sessions::CsrfBinding, caller::SessionCaller},
     http::{
         ApiError, App,
         cookies::{BROWSER_COOKIE, SESSION_COOKIE, read_cookie, set_cookie},
-        extract::Query,
     },
-    model::{
-        audit::RequestInfo,
-        brand::Brand,
-        oauth::{parameters::Parameters, redirect_uri},
-        principal::Caller,
-        session_cookie::SessionCookie,
-    },
-    oauth::authorization::AuthorizationRequest,
+    model::{audit::RequestInfo, brand::Brand, principal::Caller, session_cookie::SessionCookie},
 };
 
 /// The browser that sent the request, as its cookies identify it.
@@ -43,11 +39,8 @@ pub struct Browser {
     new_id: Option<Uuid>,
     /// The value of the session cookie.
     session: Option<String>,
-    /// An additional target of forms, as a source of the CSP directive `form-action`.
-    form_action: Option<String>,
+    form_targets: FormTargets,
     brand: Brand,
-    /// The client's address.
-    ip: Option<IpAddr>,
 }
 
 impl FromRequestParts<App> for Browser {
@@ -71,9 +64,8 @@ impl FromRequestParts<App> for Browser {
             form_binding,
             new_id,
             session,
-            form_action: None,
+            form_targets: FormTargets::Own,
             brand: Brand::default(),
-            ip: parts.extensions.get::<Arc<RequestInfo>>().map(|request| request.ip),
         })
     }
 }
@@ -136,20 +128,16 @@ impl Browser {
         set_cookie(&self.app, response, SESSION_COOKIE, value, Some(max_age));
     }
 
-    /// Lets the forms of the following pages lead to this redirect URI.
-    pub(super) fn allow_redirect_uri(&mut self, redirect_uri: &str) {
-        self.form_action = redirect_uri::csp_source(redirect_uri);
+    /// Lets the forms of the following pages lead to an OAuth client.
+    pub(super) fn allow_forms_to_client(&mut self) {
+        self.form_targets = FormTargets::Any;
     }
 
-    /// Lets the forms of the following pages lead to the redirect URI of the authorization request
-    /// in `next`, if `next` is one.
-    pub(super) async fn allow_form_action(&mut self, next: &str) {
-        let query = next.strip_prefix(paths::AUTHORIZE).and_then(|rest| rest.strip_prefix('?'));
-        let Some(pairs) = query.and_then(Query::parse).map(Query::into_pairs) else { return };
-        let Ok(request) = AuthorizationRequest::parse(&Parameters::new(pairs)) else { return };
-        let Some(ip) = self.ip else { return };
-        if let Some(uri) = self.app.oauth.authorization.validated_redirect_uri(&request, ip).await {
-            self.allow_redirect_uri(&uri);
+    /// Lets the forms of the following pages lead to an OAuth client if `next` is an authorization
+    /// request.
+    pub(super) fn allow_forms_to_next(&mut self, next: &str) {
+        if paths::is_authorization_request(next) {
+            self.allow_forms_to_client();
         }
     }
 
@@ -162,10 +150,7 @@ impl Browser {
         status: u16,
         template: &T,
     ) -> Result<Response, ApiError> {
-        let mut response = match &self.form_action {
-            Some(source) => page::render_with_form_action(status, template, &self.brand, source)?,
-            None => page::render(status, template, &self.brand)?,
-        };
+        let mut response = page::render(status, template, &self.brand, self.form_targets)?;
         if let Some(id) = self.new_id {
             set_cookie(&self.app, &mut response, BROWSER_COOKIE, id.to_string(), None);
         }

@@ -5,6 +5,7 @@ use axum::{extract::FromRequestParts, http::request::Parts, response::Response};
 use super::{
     browser::Browser,
     layout::{FlashMessage, Layout, Navigation, Section},
+    page::isolate_window,
 };
 use crate::{
     http::{ApiError, App},
@@ -71,6 +72,8 @@ impl DashboardContext {
         status: u16,
         template: &T,
     ) -> Result<Response, ApiError> {
-        self.browser.render_page(status, template)
+        let mut response = self.browser.render_page(status, template)?;
+        isolate_window(&mut response);
+        Ok(response)
     }
 }

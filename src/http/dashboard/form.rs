@@ -262,9 +262,9 @@ impl Form {
     ///
     /// # Errors
     /// `validation_failed` if `next` is repeated or contains NUL.
-    pub async fn allow_next_form_action(&mut self) -> Result<(), ApiError> {
+    pub fn allow_forms_to_next(&mut self) -> Result<(), ApiError> {
         let next = same_origin_path(self.text("next")?).to_owned();
-        self.browser.allow_form_action(&next).await;
+        self.browser.allow_forms_to_next(&next);
         Ok(())
     }
 

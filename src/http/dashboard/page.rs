@@ -39,17 +39,30 @@ fn csp_hash(text: &str) -> String {
     format!("'sha256-{}'", BASE64.encode(&Sha256::digest(text)))
 }
 
+/// The targets of the forms of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FormTargets {
+    /// This service only.
+    Own,
+    /// Any: the form ends at an OAuth client. Browsers apply `form-action` to all redirects after a
+    /// form, and a client may redirect anywhere, also to the scheme of a program.
+    Any,
+}
+
 /// Returns the Content-Security-Policy of a page: nothing from other origins, no inline content
-/// except our style sheets, no framing. `form_action` is an additional target of forms.
-fn content_security_policy(brand: &Brand, form_action: Option<&str>) -> String {
+/// except our style sheets, no framing.
+fn content_security_policy(brand: &Brand, targets: FormTargets) -> String {
     let styles = match layout::brand_style(brand) {
         Some(style) => format!("{} {}", *STYLE_HASH, csp_hash(&style)),
         None => STYLE_HASH.clone(),
     };
-    let form_action = form_action.map(|source| format!(" {source}")).unwrap_or_default();
+    let form_action = match targets {
+        FormTargets::Own => "; form-action 'self'",
+        FormTargets::Any => "",
+    };
     format!(
         "default-src 'none'; script-src 'self'; connect-src 'self'; style-src {styles}; img-src 'self' data:; \
-         base-uri 'none'; frame-ancestors 'none'; form-action 'self'{form_action}"
+         base-uri 'none'; frame-ancestors 'none'{form_action}"
     )
 }
 
@@ -84,7 +97,22 @@ pub(super) fn message_page(
     link: (&str, &str),
 ) -> Result<Response, ApiError> {
     let message = MessagePage { layout: Layout::default(), title, text, link: Some(link) };
-    render(status, &message, &Brand::default())
+    render(status, &message, &Brand::default(), FormTargets::Own)
+}
+
+/// Separates the window of a page from the window that opened it. Pages before the sign-in and the
+/// consent page are not separated: an OAuth client may have opened them in a popup, which has to
+/// report back at the end.
+pub(super) fn isolate_window(response: &mut Response) {
+    let opener = HeaderName::from_static("cross-origin-opener-policy");
+    response.headers_mut().insert(opener, HeaderValue::from_static("same-origin"));
+}
+
+/// Forbids caches to store a response, and its target to see the referrer.
+pub(super) fn set_private_headers(response: &mut Response) {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
 
 /// Renders a page with the headers of all pages.
@@ -95,41 +123,9 @@ pub(super) fn render<T: Template>(
     status: u16,
     template: &T,
     brand: &Brand,
+    form_targets: FormTargets,
 ) -> Result<Response, ApiError> {
-    let policy = content_security_policy(brand, None);
-    let mut response = render_with_policy(status, template, &policy)?;
-    let opener = HeaderName::from_static("cross-origin-opener-policy");
-    response.headers_mut().insert(opener, HeaderValue::from_static("same-origin"));
-    Ok(response)
-}
-
-/// Renders a page of a flow that ends with a redirect to an OAuth client.
-///
-/// Its forms may lead to the client: browsers apply the `form-action` of the page with the form to
-/// redirects, too. The page has no `Cross-Origin-Opener-Policy`: the client may have opened it in a
-/// window that has to report back.
-pub(super) fn render_with_form_action<T: Template>(
-    status: u16,
-    template: &T,
-    brand: &Brand,
-    to: &str,
-) -> Result<Response, ApiError> {
-    render_with_policy(status, template, &content_security_policy(brand, Some(to)))
-}
-
-/// Forbids caches to store a response, and its target to see the referrer.
-pub(super) fn set_private_headers(response: &mut Response) {
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-}
-
-fn render_with_policy<T: Template>(
-    status: u16,
-    template: &T,
-    policy: &str,
-) -> Result<Response, ApiError> {
-    let policy = HeaderValue::try_from(policy)
+    let policy = HeaderValue::try_from(content_security_policy(brand, form_targets))
         .map_err(|_| ApiError::internal("invalid Content-Security-Policy"))?;
     let text = template
         .render()

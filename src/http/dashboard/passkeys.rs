@@ -94,7 +94,7 @@ pub(super) async fn sign_in(
     State(app): State<App>,
     PublicForm(mut form): PublicForm,
 ) -> Result<Response, ApiError> {
-    form.allow_next_form_action().await?;
+    form.allow_forms_to_next()?;
     let next = same_origin_path(form.text("next")?);
     let tokens = match parse_credential(form.text("credential")?) {
         Ok(credential) => {

@@ -9,6 +9,11 @@ pub(super) const AUTHORIZE: &str = "/oauth/authorize";
 /// The security settings of a user.
 pub(super) const SECOND_FACTOR: &str = "/second-factor";
 
+/// True if a path leads to the authorization endpoint, and from there to an OAuth client.
+pub(super) fn is_authorization_request(path: &str) -> bool {
+    path.strip_prefix(AUTHORIZE).is_some_and(|rest| rest.starts_with('?'))
+}
+
 /// Returns `next` if it is a path on our origin, otherwise [`HOME`]: there is no open redirect.
 pub(super) fn same_origin_path(next: &str) -> &str {
     let is_path = next.starts_with('/') && !next.starts_with("//");

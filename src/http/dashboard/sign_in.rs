@@ -61,7 +61,7 @@ pub(super) async fn show(
     if is_signed_in && !is_sign_in_forced {
         return Ok(Redirect::to(next).into_response());
     }
-    browser.allow_form_action(next).await;
+    browser.allow_forms_to_next(next);
     if let Some(workspace) = query.parse_as("workspace", "a workspace id")? {
         browser.set_brand(app.resources.workspace_brand(workspace).await?);
     }
@@ -75,7 +75,7 @@ pub(super) async fn submit(
     State(app): State<App>,
     PublicForm(mut form): PublicForm,
 ) -> Result<Response, ApiError> {
-    form.allow_next_form_action().await?;
+    form.allow_forms_to_next()?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (email, password) = (form.text("email")?, Password::new(form.text("password")?.to_owned()));
     match app.auth.sign_in.with_password(email, &password, None, &public.request).await {
@@ -115,7 +115,7 @@ pub(super) async fn submit_code(
     State(app): State<App>,
     PublicForm(mut form): PublicForm,
 ) -> Result<Response, ApiError> {
-    form.allow_next_form_action().await?;
+    form.allow_forms_to_next()?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     let (mfa_token, code) = (form.text("mfa_token")?, form.text("code")?.trim());
     match app.auth.sign_in.complete_mfa_challenge(mfa_token, code, &public.request).await {

@@ -48,7 +48,7 @@ pub(super) async fn show(
     if is_signed_in {
         return Ok(Redirect::to(next).into_response());
     }
-    browser.allow_form_action(next).await;
+    browser.allow_forms_to_next(next);
     if let Err(closed) = app.auth.accounts.require_open_registration() {
         return registration_closed_page(&browser, closed.into());
     }
@@ -70,7 +70,7 @@ pub(super) async fn submit(
     State(app): State<App>,
     PublicForm(mut form): PublicForm,
 ) -> Result<Response, ApiError> {
-    form.allow_next_form_action().await?;
+    form.allow_forms_to_next()?;
     let (browser, next) = (&form.browser, same_origin_path(form.text("next")?));
     if let Err(closed) = app.auth.accounts.require_open_registration() {
         return registration_closed_page(browser, closed.into());

@@ -82,7 +82,7 @@ pub fn matches_registered(registered: &str, given: &str) -> bool {
 }
 
 /// Returns true for a host with characters that no DNS name of a server has. URLs allow some, such
-/// as `;` and `,`, which end a directive or a policy in a Content-Security-Policy.
+/// as `;` and `,`, which could be part of something else where the host is displayed.
 fn is_unusual_host(host: &Host<&str>) -> bool {
     let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || b".-".contains(&byte);
     matches!(host, Host::Domain(name) if !name.bytes().all(is_usual))
@@ -139,20 +139,6 @@ pub fn destination(uri: &str) -> String {
         }
         Ok(url) => format!("{}:", url.scheme()),
         Err(_) => String::new(),
-    }
-}
-
-/// Returns the source expression for `form-action` that allows a form to end at this URI (CSP 3,
-/// section 2.3.1). Browsers apply `form-action` to redirects as well.
-#[must_use]
-pub fn csp_source(uri: &str) -> Option<String> {
-    let url = uri.parse::<Url>().ok()?;
-    match (url.scheme(), url.host()) {
-        ("http" | "https", Some(host)) if is_unusual_host(&host) => None,
-        // A source expression cannot contain an IPv6 address.
-        ("http" | "https", Some(Host::Ipv6(_))) => Some(format!("{}:", url.scheme())),
-        ("http" | "https", Some(_)) => Some(url.origin().ascii_serialization()),
-        (scheme, _) => Some(format!("{scheme}:")),
     }
 }
 
@@ -293,42 +279,18 @@ mod tests {
     }
 
     #[test]
-    fn destination_and_csp_source_name_the_host_or_scheme() {
-        for (uri, host, source) in [
-            ("https://client.example:8443/cb", "client.example", "https://client.example:8443"),
-            ("http://127.0.0.1:3000/cb", "127.0.0.1", "http://127.0.0.1:3000"),
-            ("http://[::1]:3000/cb", "[::1]", "http:"),
-            ("com.example.app:/cb", "com.example.app:", "com.example.app:"),
+    fn destination_names_the_host_or_scheme() {
+        for (uri, host) in [
+            ("https://client.example:8443/cb", "client.example"),
+            ("http://127.0.0.1:3000/cb", "127.0.0.1"),
+            ("http://[::1]:3000/cb", "[::1]"),
+            ("com.example.app:/cb", "com.example.app:"),
         ] {
             assert_eq!(destination(uri), host);
-            assert_eq!(csp_source(uri).as_deref(), Some(source));
-        }
-    }
-
-    #[test]
-    fn host_with_separators_of_a_policy_is_no_csp_source() {
-        for uri in [
-            "https://client.example;script-src/cb",
-            "https://client.example,default-src/cb",
-            "https://client.example%3bscript-src/cb",
-            "http://localhost;script-src/cb",
-        ] {
-            assert_eq!(csp_source(uri), None, "{uri}");
         }
     }
 
     proptest! {
-        #[test]
-        fn csp_source_of_a_valid_uri_is_one_source(
-            uri in "(https?|com\\.example)://[!-~]{1,12}(:1)?/cb",
-        ) {
-            if validate(&uri, &[]).is_ok() {
-                let source = csp_source(&uri).unwrap();
-                let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:/".contains(&byte);
-                prop_assert!(source.bytes().all(is_plain), "{} {}", uri, source);
-            }
-        }
-
         #[test]
         fn matching_uris_have_the_same_host_path_and_query(
             text in "(http|https)://(127\\.0\\.0\\.1|localhost|a\\.b)[:/@.?0-9a-z]{0,12}",

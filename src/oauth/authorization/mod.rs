@@ -178,20 +178,6 @@ impl Authorization {
         Ok(store::oauth_grants::is_client_trusted(&mut tx, user, client.id, workspace).await?)
     }
 
-    /// Returns the validated redirect URI of a request, even if its other parameters are not valid.
-    #[tracing::instrument(
-        name = "oauth.authorization.validated_redirect_uri",
-        level = "debug",
-        skip_all
-    )]
-    pub async fn validated_redirect_uri(
-        &self,
-        request: &AuthorizationRequest,
-        ip: IpAddr,
-    ) -> Option<String> {
-        self.resolve_redirect_uri(request, ip).await.ok().map(|(_, uri)| uri)
-    }
-
     /// Returns the client and the redirect URI of the response. Without a `redirect_uri` parameter
     /// the client must have exactly one redirect URI.
     async fn resolve_redirect_uri(

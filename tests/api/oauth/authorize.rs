@@ -344,7 +344,7 @@ async fn redirect_to_custom_scheme_requires_consent() {
     // After consent, the redirect goes to the custom scheme.
     let page = browser.get(&client.authorization_url(&[])).await;
     let policy = page.headers["content-security-policy"].to_str().unwrap();
-    assert!(policy.ends_with("form-action 'self' vscode:"), "{policy}");
+    assert!(!policy.contains("form-action"), "{policy}");
     assert!(redirect_parameters(&browser.submit_consent(&page, &[]).await).1.contains_key("code"));
     let page = browser.get(&client.authorization_url(&[("response_type", "")])).await;
     assert!(page.link_target("Back to the app").starts_with(uri), "{page:#?}");
@@ -592,11 +592,12 @@ async fn forged_consent_is_rejected() {
         let response = browser.post("/oauth/consent", &fields, headers).await;
         assert_eq!(response.status, 403);
     }
-    // The page cannot be framed, and its form is sent only to this service and the client's host.
+    // The page cannot be framed.
     let policy = page.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
     assert_eq!(page.headers["x-frame-options"], "DENY");
-    assert!(policy.ends_with("form-action 'self' https://client.example"), "{policy}");
+    // Its form may lead anywhere: browsers apply `form-action` to the redirects of the client, too.
+    assert!(!policy.contains("form-action"), "{policy}");
     assert!(!page.headers.contains_key("cross-origin-opener-policy"), "a popup keeps its opener");
     // A form without a decision denies access.
     fields.retain(|(name, _)| name != "decision");
@@ -606,21 +607,21 @@ async fn forged_consent_is_rejected() {
 }
 
 #[tokio::test]
-async fn sign_in_page_allows_redirect_to_client_only() {
+async fn only_sign_in_for_a_client_allows_redirects_elsewhere() {
     let app = TestClient::shared();
     let client = app.register_client(json!({})).await;
     let mut browser = Browser::new(&app);
-    let path = |request: &str| format!("/sign-in?{}", encode_form(&[("next", request)]));
-    let page = browser.get(&path(&client.authorization_url(&[]))).await;
-    let policy = page.headers["content-security-policy"].to_str().unwrap();
-    assert!(policy.ends_with("form-action 'self' https://client.example"), "{policy}");
-    let foreign_redirect = client.authorization_url(&[("redirect_uri", "https://evil.example/cb")]);
-    for next in
-        [&*foreign_redirect, "/sessions", "/oauth/authorizes?redirect_uri=https://evil.example"]
-    {
-        let page = browser.get(&path(next)).await;
-        let policy = page.headers["content-security-policy"].to_str().unwrap();
-        assert!(policy.ends_with("form-action 'self'"), "{next} {policy}");
+    for (next, is_restricted) in [
+        (&*client.authorization_url(&[]), false),
+        ("/sessions", true),
+        ("/oauth/authorizes?redirect_uri=https://evil.example", true),
+        ("//evil.example/oauth/authorize?x", true),
+    ] {
+        for path in ["/sign-in", "/sign-up"] {
+            let page = browser.get(&format!("{path}?{}", encode_form(&[("next", next)]))).await;
+            let policy = page.headers["content-security-policy"].to_str().unwrap();
+            assert_eq!(policy.ends_with("; form-action 'self'"), is_restricted, "{next} {policy}");
+        }
     }
 }
 
