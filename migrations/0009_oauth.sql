@@ -306,32 +306,30 @@ CREATE FUNCTION get_or_create_own_grant(
 ------------------------------------------------------------------------------------------------
 -- Clients without a workspace
 
--- Stores a client that registers itself. Returns false if too many clients from its subnet have no
--- grant. Counts clients that were created after `p_counted_since`. At the overall limit, the oldest
--- clients without a grant are deleted to make room, so that no subnet can keep others from
--- registering. Clients that were created within the last hour are not deleted. What is deleted is
--- decided here, so that injected SQL cannot delete the clients of others.
+-- Stores a client that registers itself. Only clients without a grant that were created after
+-- `p_counted_since` count. Over the limit of its subnet, the oldest of the subnet is deleted. At the
+-- overall limit, the oldest that are older than an hour are deleted, so that no subnet can keep
+-- others from registering; false if there are none. What is deleted is decided here, so that
+-- injected SQL cannot delete the clients of others.
 CREATE FUNCTION register_oauth_client(
     p_id uuid, p_name text, p_redirect_uris text[], p_auth_method text, p_grant_types text[],
     p_scope text, p_client_uri text, p_now timestamptz, p_secret_id uuid, p_secret_digest bytea,
-    p_subnet inet, p_max_from_subnet integer, p_counted_since timestamptz
+    p_subnet inet, p_counted_since timestamptz
 ) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
     DECLARE
+        max_from_subnet CONSTANT integer := 200;
         max_total CONSTANT integer := 10000;
         protected_since CONSTANT timestamptz := pruning_time(p_now) - interval '1 hour';
         unused bigint;
     BEGIN
-        IF p_max_from_subnet <= (
-            SELECT count(*) FROM (
-                SELECT FROM oauth_clients c
-                WHERE c.subnet = p_subnet AND c.created_at > p_counted_since
-                  AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
-                LIMIT p_max_from_subnet) of_subnet
-        ) THEN
-            RETURN false;
-        END IF;
+        DELETE FROM oauth_clients WHERE id IN (
+            SELECT c.id FROM oauth_clients c
+            WHERE c.subnet = p_subnet AND c.created_at > p_counted_since
+              AND NOT EXISTS (SELECT FROM oauth_grants g WHERE g.client_id = c.id)
+            ORDER BY c.created_at DESC OFFSET max_from_subnet - 1
+            FOR UPDATE SKIP LOCKED);
         SELECT count(*) INTO unused FROM (
             SELECT FROM oauth_clients c
             WHERE c.kind = 'registered' AND c.created_at > p_counted_since
@@ -382,6 +380,43 @@ CREATE FUNCTION store_oauth_metadata_document(
         RETURNING c.id INTO stored_id;
         RETURN stored_id;
     END
+    $$;
+
+------------------------------------------------------------------------------------------------
+-- Authorization requests
+
+-- Keeps a request. Over the limit of its subnet, the oldest request of the subnet is deleted. Returns
+-- false if too many are kept overall.
+CREATE FUNCTION keep_oauth_authorization_request(
+    p_id uuid, p_query text, p_now timestamptz, p_expires_at timestamptz, p_subnet inet
+) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+    DECLARE
+        max_from_subnet CONSTANT integer := 100;
+        max_total CONSTANT integer := 10000;
+    BEGIN
+        DELETE FROM oauth_authorization_requests WHERE id IN (
+            SELECT r.id FROM oauth_authorization_requests r
+            WHERE r.subnet = p_subnet
+            ORDER BY r.created_at DESC OFFSET max_from_subnet - 1
+            FOR UPDATE SKIP LOCKED);
+        IF max_total <= (SELECT count(*) FROM (SELECT FROM oauth_authorization_requests
+                                               WHERE expires_at > p_now LIMIT max_total) kept) THEN
+            RETURN false;
+        END IF;
+        INSERT INTO oauth_authorization_requests (id, query, created_at, expires_at, subnet)
+        VALUES (p_id, p_query, p_now, p_expires_at, p_subnet);
+        RETURN true;
+    END
+    $$;
+
+-- Returns the query of a kept request.
+CREATE FUNCTION find_oauth_authorization_request(p_id uuid, p_now timestamptz) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+    AS $$
+        SELECT r.query FROM oauth_authorization_requests r
+        WHERE r.id = p_id AND r.expires_at > p_now
     $$;
 
 ------------------------------------------------------------------------------------------------

@@ -29,12 +29,24 @@ pub fn validate_description(field: &str, text: &str) -> Result<String, Validatio
 }
 
 fn check_printable(field: &str, text: &str) -> Result<String, ValidationError> {
-    if text.chars().any(|c| (c.is_control() && c != '\n' && c != '\t') || is_invisible(c)) {
+    if text.chars().any(|c| c != '\n' && c != '\t' && is_unprintable(c)) {
         return Err(ValidationError::new(format!(
             "{field} must not contain control characters or invisible characters"
         )));
     }
     Ok(text.to_owned())
+}
+
+/// Returns a text as one line without control characters and invisible characters. For texts of
+/// clients that should not fail a request.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let text: String = text.chars().filter(|c| c.is_whitespace() || !is_unprintable(*c)).collect();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn is_unprintable(c: char) -> bool {
+    c.is_control() || is_invisible(c)
 }
 
 /// Returns true for characters that are invisible or change the direction of the following text:

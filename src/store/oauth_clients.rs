@@ -125,9 +125,9 @@ impl Store {
         }))
     }
 
-    /// Stores a client that registers itself from `subnet`. False if too many clients have no grant
-    /// yet: `max_from_subnet` from this subnet, or 10,000 overall. At the overall limit, the oldest
-    /// of them that are older than an hour are deleted to make room.
+    /// Stores a client that registers itself from `subnet`. Of 200 clients of the subnet that have
+    /// no grant yet, the oldest is deleted to make room. Of 10,000 overall, those older than an
+    /// hour are; false if there are none.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -136,11 +136,10 @@ impl Store {
         client: &Client,
         secret: Option<(Uuid, SecretDigest)>,
         subnet: IpNet,
-        max_from_subnet: i32,
     ) -> Result<bool, StoreError> {
         let (secret, digest) = secret.unzip();
         Ok(sqlx::query_scalar!(
-            r#"SELECT register_oauth_client($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+            r#"SELECT register_oauth_client($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
                AS "registered!""#,
             client.id.uuid(),
             client.name,
@@ -153,7 +152,6 @@ impl Store {
             secret,
             digest.as_ref().map(SecretDigest::as_bytes),
             subnet as _,
-            max_from_subnet,
             client.created_at - UNUSED_CLIENT_LIFETIME,
         )
         .fetch_one(&self.pools.requests())

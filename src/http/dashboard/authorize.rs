@@ -266,12 +266,20 @@ async fn validate(
             Ok(Err(Box::new(respond_with_error(&response)?)))
         }
         Err(AuthorizationError::Page(error)) => {
-            let refused = error.for_client()?;
-            let (title, reason) = ("This link does not work", refused.description);
-            let text = format!(
-                "The app that sent you here made an invalid request, so we cannot send you back to it: {reason}."
-            );
-            Ok(Err(Box::new(message_page(400, title, &text, ("/", "Go to the dashboard"))?)))
+            let text = match error {
+                OAuthError::UnknownClient => {
+                    "We do not know the app that sent you here, or no longer: a connection that is \
+                     not used is deleted. In the app, remove the connection to this service and add \
+                     it again."
+                        .to_owned()
+                }
+                error => format!(
+                    "The app that sent you here made an invalid request, so we cannot send you back to it: {}.",
+                    error.for_client()?.description
+                ),
+            };
+            let (title, link) = ("This link does not work", ("/", "Go to the dashboard"));
+            Ok(Err(Box::new(message_page(400, title, &text, link)?)))
         }
     }
 }

@@ -1,6 +1,4 @@
-//! Validation of client metadata (RFC 7591, section 2), of registrations and metadata documents.
-
-use std::borrow::Cow;
+//! Clients from their metadata (RFC 7591, section 2), of registrations and metadata documents.
 
 use serde::Deserialize;
 
@@ -47,6 +45,9 @@ pub struct ClientMetadata {
 }
 
 /// Creates a client with a new id from its metadata.
+///
+/// What a client may not have is dropped, not refused (RFC 7591, section 2): clients register for
+/// many servers at once. The response states what was registered.
 pub(super) fn client_from_metadata(
     env: &Env,
     metadata: &ClientMetadata,
@@ -55,22 +56,18 @@ pub(super) fn client_from_metadata(
     native_schemes: &[String],
 ) -> Result<Client, ProtocolError> {
     let grant_types = grant_types(metadata)?;
-    let redirect_uris = metadata.redirect_uris.clone().unwrap_or_default();
-    check_redirect_uris(&redirect_uris, &grant_types, native_schemes)
+    let named_uris = metadata.redirect_uris.as_deref().unwrap_or_default();
+    let redirect_uris = allowed_redirect_uris(named_uris, native_schemes);
+    // The first violated rule if no URI is left.
+    let checked_uris = if redirect_uris.is_empty() { named_uris } else { &redirect_uris };
+    check_redirect_uris(checked_uris, &grant_types, native_schemes)
         .map_err(|why| ProtocolError::new(OAuthErrorCode::InvalidRedirectUri, why.0))?;
-    let name = match &metadata.client_name {
-        Some(name) => {
-            text::validate_name("client_name", name).map_err(|why| invalid_metadata(why.0))?
-        }
-        None => match redirect_uris.first() {
-            Some(uri) => redirect_uri::destination(uri),
-            None => "unnamed client".to_owned(),
-        },
+    let name = text::printable(metadata.client_name.as_deref().unwrap_or_default());
+    let name = match redirect_uris.first() {
+        _ if !name.is_empty() => name,
+        Some(uri) => redirect_uri::destination(uri),
+        None => "unnamed client".to_owned(),
     };
-    let client_uri = metadata.client_uri.clone().filter(|uri| !uri.is_empty());
-    if client_uri.as_ref().is_some_and(|uri| !is_web_url(uri)) {
-        return Err(invalid_metadata("client_uri must be an http or https URL"));
-    }
     Ok(Client {
         id: env.new_id(),
         origin,
@@ -79,37 +76,37 @@ pub(super) fn client_from_metadata(
         auth_method,
         grant_types,
         scope: metadata.scope.as_deref().and_then(Scope::from_oauth_scope),
-        client_uri,
+        client_uri: metadata.client_uri.clone().filter(|uri| is_web_url(uri)),
         resource: None,
         created_at: env.clock.now(),
         created_by: None,
     })
 }
 
-/// Returns the supported grant types in the metadata; others are ignored (RFC 7591, section 2).
+/// Returns the redirect URIs that a client may have, at most 20.
+fn allowed_redirect_uris(uris: &[String], native_schemes: &[String]) -> Vec<String> {
+    let is_allowed = |uri: &&String| redirect_uri::validate(uri, native_schemes).is_ok();
+    uris.iter().filter(is_allowed).take(MAX_REDIRECT_URIS).cloned().collect()
+}
+
+/// Returns the grant types in the metadata that a client may have. Without one that starts a grant,
+/// the default is added.
 fn grant_types(metadata: &ClientMetadata) -> Result<Vec<GrantType>, ProtocolError> {
-    let mut grants: Vec<_> = match &metadata.grant_types {
-        None => vec![GrantType::AuthorizationCode],
-        Some(named) => named.iter().filter_map(|name| GrantType::from_name(name)).collect(),
-    };
+    let named = metadata.grant_types.as_deref().unwrap_or_default();
+    let known = named.iter().filter_map(|name| GrantType::from_name(name));
+    let (own, mut grants): (Vec<_>, Vec<_>) =
+        known.partition(|grant| *grant == GrantType::ClientCredentials);
+    if grants.iter().all(|grant| *grant == GrantType::RefreshToken) {
+        let has_uris = metadata.redirect_uris.as_ref().is_some_and(|uris| !uris.is_empty());
+        if !own.is_empty() && !has_uris {
+            let message =
+                "client_credentials is only for clients that a workspace administrator creates";
+            return Err(ProtocolError::new(OAuthErrorCode::InvalidClientMetadata, message));
+        }
+        grants.push(GrantType::AuthorizationCode);
+    }
     grants.sort_unstable();
     grants.dedup();
-    if grants.contains(&GrantType::ClientCredentials) {
-        return Err(invalid_metadata(
-            "client_credentials is only for clients that a workspace administrator creates",
-        ));
-    }
-    let starts_grant = |grant: &GrantType| *grant != GrantType::RefreshToken;
-    if !grants.iter().any(starts_grant) {
-        return Err(invalid_metadata(
-            "grant_types must contain authorization_code or the device grant",
-        ));
-    }
-    let codes = grants.contains(&GrantType::AuthorizationCode);
-    let responses = metadata.response_types.as_deref().unwrap_or_default();
-    if codes && !responses.is_empty() && !responses.iter().any(|response| response == "code") {
-        return Err(invalid_metadata("response_types must contain code"));
-    }
     Ok(grants)
 }
 
@@ -141,8 +138,4 @@ pub(super) fn is_web_url(text: &str) -> bool {
     let url = text.parse::<url::Url>().ok();
     text.len() <= 2000
         && url.is_some_and(|url| ["http", "https"].contains(&url.scheme()) && url.host().is_some())
-}
-
-pub(super) fn invalid_metadata(why: impl Into<Cow<'static, str>>) -> ProtocolError {
-    ProtocolError::new(OAuthErrorCode::InvalidClientMetadata, why)
 }

@@ -14,7 +14,7 @@ pub mod workspace_clients;
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{OAuthError, ProtocolError};
+use super::OAuthError;
 use crate::{
     auth::ServiceContext,
     limit::Limits,
@@ -48,9 +48,8 @@ impl Clients {
     /// Finds a stored client: a registered one, a workspace client, or one of a metadata document
     /// that a user has authorized before.
     async fn find(&self, client_id: &str) -> Result<ClientWithSecrets, OAuthError> {
-        let unknown = || ProtocolError::invalid_client("unknown client");
-        let client = parse_client_id(client_id).map_err(|_| unknown())?;
-        Ok(self.look_up(&client).await?.ok_or_else(unknown)?)
+        let client = parse_client_id(client_id).map_err(|_| OAuthError::UnknownClient)?;
+        self.look_up(&client).await?.ok_or(OAuthError::UnknownClient)
     }
 
     /// Looks a client up, unless it did not exist a moment ago.
@@ -75,17 +74,16 @@ impl Clients {
     /// document, which may be fetched for this request from `ip`.
     ///
     /// # Errors
-    /// `invalid_client` if the client is unknown or its document is not valid.
+    /// [`OAuthError::UnknownClient`], or `invalid_client` if its document is not valid.
     pub(in crate::oauth) async fn resolve(
         &self,
         client_id: &str,
         ip: IpAddr,
     ) -> Result<Client, OAuthError> {
-        let unknown = || ProtocolError::invalid_client("unknown client");
-        let client = parse_client_id(client_id).map_err(|_| unknown())?;
+        let client = parse_client_id(client_id).map_err(|_| OAuthError::UnknownClient)?;
         let known = self.look_up(&client);
         match &client {
-            ClientRef::Id(_) => Ok(known.await?.ok_or_else(unknown)?.client),
+            ClientRef::Id(_) => Ok(known.await?.ok_or(OAuthError::UnknownClient)?.client),
             ClientRef::MetadataDocument(url) => {
                 let mut client = self.documents.fetch_client(url, ip).await?;
                 // A client that was authorized before keeps its id.

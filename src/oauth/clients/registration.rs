@@ -1,13 +1,14 @@
 //! Dynamic client registration (RFC 7591).
 //!
 //! Registration needs no credential: a client has no access until a user authorizes it. The number
-//! of unused clients is limited, overall and per address.
+//! of unused clients is limited, overall and per IPv4 address or IPv6 /64; new ones replace the
+//! oldest.
 
 use std::sync::Arc;
 
 use super::{
     RegisteredClient,
-    client_metadata::{ClientMetadata, client_from_metadata, invalid_metadata},
+    client_metadata::{ClientMetadata, client_from_metadata},
     unknown_clients::UnknownClients,
 };
 use crate::{
@@ -19,10 +20,6 @@ use crate::{
     },
     oauth::{OAuthError, OAuthErrorCode, ProtocolError},
 };
-
-/// Maximum number of clients that registered from one IPv4 address or IPv6 /64 within a week and
-/// have no grant yet. The maximum of all addresses is in the database.
-const MAX_UNUSED_PER_ADDRESS: i32 = 200;
 
 /// Registers clients that register themselves.
 pub struct Registration {
@@ -39,7 +36,7 @@ impl Registration {
     /// # Errors
     /// [`OAuthErrorCode::InvalidRedirectUri`] or [`OAuthErrorCode::InvalidClientMetadata`] for bad
     /// metadata, [`OAuthErrorCode::AccessDenied`] if registration is turned off, and a 503 if
-    /// there are too many unused clients.
+    /// too many clients of all addresses registered within an hour.
     #[tracing::instrument(
         name = "oauth.registration.register",
         level = "debug",
@@ -56,15 +53,11 @@ impl Registration {
             let message = "client registration is turned off; contact the operator";
             return Err(ProtocolError::new(OAuthErrorCode::AccessDenied, message).into());
         }
-        // The default is HTTP Basic (RFC 7591, section 2).
+        // The default is HTTP Basic (RFC 7591, section 2), also instead of an unknown method.
         let method = metadata.token_endpoint_auth_method.as_deref();
-        let method = ClientAuthMethod::from_name(method.unwrap_or("client_secret_basic"));
-        let auth_method = method.ok_or_else(|| {
-            invalid_metadata(
-                "token_endpoint_auth_method must be none, client_secret_basic or \
-                 client_secret_post",
-            )
-        })?;
+        let auth_method = method
+            .and_then(ClientAuthMethod::from_name)
+            .unwrap_or(ClientAuthMethod::ClientSecretBasic);
         let schemes = &self.native_schemes;
         let client = client_from_metadata(
             &self.context.env,
@@ -76,8 +69,8 @@ impl Registration {
         let secret =
             client.is_confidential().then(|| ClientSecret::new(self.context.env.entropy.bytes()));
         let digest = secret.as_ref().map(|secret| (self.context.env.new_uuid(), secret.digest()));
-        let (subnet, limit) = (address::client_subnet(request.ip), MAX_UNUSED_PER_ADDRESS);
-        if !self.context.store.register_client(&client, digest, subnet, limit).await? {
+        let subnet = address::client_subnet(request.ip);
+        if !self.context.store.register_client(&client, digest, subnet).await? {
             return Err(OAuthError::unavailable());
         }
         self.unknown.invalidate(client.id);

@@ -119,6 +119,10 @@ pub enum OAuthError {
     /// An error that the RFCs define.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
+    /// No client has the `client_id`. A registration that no user has authorized is deleted after a
+    /// week, or earlier if there are many.
+    #[error("unknown client")]
+    UnknownClient,
     /// A code or token is not valid.
     #[error(transparent)]
     InvalidGrant(#[from] InvalidGrant),
@@ -141,6 +145,9 @@ impl OAuthError {
     pub fn for_client(self) -> Result<ProtocolError, AuthError> {
         match self {
             Self::Protocol(error) => Ok(error),
+            Self::UnknownClient => {
+                Ok(ProtocolError::invalid_client("unknown client: it must be registered again"))
+            }
             Self::InvalidGrant(cause) => {
                 Ok(ProtocolError::new(OAuthErrorCode::InvalidGrant, cause.description()))
             }

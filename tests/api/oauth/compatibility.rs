@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{
     Browser, TestClient, TestResponse,
-    oauth::{CODE_VERIFIER, DEVICE_GRANT, OAuthExt, encode_form},
+    oauth::{CODE_VERIFIER, DEVICE_GRANT, OAuthClient, OAuthExt, encode_form},
 };
 
 /// Posts a body to an endpoint, with an `Authorization` header.
@@ -175,4 +175,20 @@ async fn revocation_response_is_json_object() {
         assert_eq!((&*answer.text, answer.header("content-type")), ("{}", "application/json"));
         answer.expect_status(200);
     }
+}
+
+/// A registration can be deleted while the app keeps its id.
+#[tokio::test]
+async fn unknown_client_gets_advice_on_page() {
+    let app = TestClient::shared();
+    let client = app.register_client(json!({})).await;
+    let unknown = |id: &str| OAuthClient { id: id.to_owned(), ..client.clone() };
+    for id in ["client_01jd0zt8q7f7qvs4p2k6x3m9ab", "s6BhdRkqt3", "call2me-dashboard"] {
+        let page = Browser::new(&app).get(&unknown(id).authorization_url(&[])).await;
+        let advice = "remove the connection to this service and add it again";
+        assert!(page.status == 400 && page.text.contains(advice), "{id}: {}", page.text);
+    }
+    let other = client.authorization_url(&[("redirect_uri", "https://other.example/cb")]);
+    let page = Browser::new(&app).get(&other).await;
+    assert!(!page.text.contains("add it again") && page.text.contains("redirect_uri"));
 }

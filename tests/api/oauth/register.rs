@@ -5,7 +5,10 @@ use std::time::Duration;
 use call2me_auth::env::Clock as _;
 use serde_json::json;
 
-use crate::fixture::{Browser, TestApp, TestClient, oauth::OAuthExt};
+use crate::fixture::{
+    Browser, TestApp, TestClient,
+    oauth::{OAuthClient, OAuthExt},
+};
 
 #[tokio::test]
 async fn registration_response_contains_registered_metadata() {
@@ -54,7 +57,7 @@ async fn registration_response_contains_registered_metadata() {
 
 #[tokio::test]
 async fn invalid_registration_metadata_is_rejected() {
-    let app = TestApp::start().await;
+    let app = TestClient::shared();
     let register = |body: serde_json::Value| app.post("/oauth/register").json(body).send();
     for uri in [
         "http://client.example/cb",
@@ -70,40 +73,69 @@ async fn invalid_registration_metadata_is_rejected() {
         "",
         "/cb",
     ] {
-        let response = register(json!({ "redirect_uris": ["https://a.example/", uri] })).await;
+        let response = register(json!({ "redirect_uris": [uri] })).await;
         response.assert_oauth_error(400, "invalid_redirect_uri");
+        // It is dropped if another one is valid.
+        let uris = json!({ "redirect_uris": [uri, "https://a.example/", "https://b.example/"] });
+        let client = register(uris).await.expect_status(201);
+        assert_eq!(client["redirect_uris"], json!(["https://a.example/", "https://b.example/"]));
+        assert_eq!(client["client_name"], "a.example");
     }
     register(json!({})).await.assert_oauth_error(400, "invalid_redirect_uri");
-    let too_many: Vec<_> = (0..21).map(|n| format!("https://a.example/{n}")).collect();
-    register(json!({ "redirect_uris": too_many }))
-        .await
-        .assert_oauth_error(400, "invalid_redirect_uri");
-    let with_fields = |fields: serde_json::Value| {
-        let mut body = json!({ "redirect_uris": ["https://a.example/"] });
-        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        body
-    };
-    for fields in [
-        json!({ "token_endpoint_auth_method": "private_key_jwt" }),
+    for body in [
         json!({ "grant_types": ["client_credentials"] }),
-        json!({ "grant_types": ["refresh_token"] }),
-        json!({ "grant_types": ["implicit"] }),
-        json!({ "response_types": ["token"] }),
-        json!({ "client_name": "" }),
-        json!({ "client_name": "x".repeat(101) }),
-        json!({ "client_name": "a\u{202e}b" }),
-        json!({ "client_name": "\u{3164}" }),
-        json!({ "client_name": "a\nb" }),
-        json!({ "client_uri": "javascript:alert(1)" }),
         json!({ "redirect_uris": "https://a.example/" }),
+        json!([]),
     ] {
-        register(with_fields(fields)).await.assert_oauth_error(400, "invalid_client_metadata");
+        register(body).await.assert_oauth_error(400, "invalid_client_metadata");
     }
     let register_text =
         |text: &str| app.post("/oauth/register").body("application/json", text.to_owned()).send();
     register_text("").await.assert_oauth_error(400, "invalid_client_metadata");
-    register_text("[]").await.assert_oauth_error(400, "invalid_client_metadata");
     register_text("{").await.assert_oauth_error(400, "invalid_client_metadata");
+}
+
+#[tokio::test]
+async fn client_is_registered_with_what_it_can_have() {
+    let app = TestClient::shared();
+    let uris: Vec<_> = (0..25).map(|n| format!("https://a.example/{n}")).collect();
+    let long = "x".repeat(101);
+    for (metadata, field, registered) in [
+        (json!({ "redirect_uris": uris }), "redirect_uris", json!(uris[..20])),
+        (
+            json!({ "grant_types": ["authorization_code", "client_credentials", "password"] }),
+            "grant_types",
+            json!(["authorization_code"]),
+        ),
+        (
+            json!({ "grant_types": ["client_credentials", "refresh_token"] }),
+            "grant_types",
+            json!(["authorization_code", "refresh_token"]),
+        ),
+        (json!({ "grant_types": ["implicit"] }), "grant_types", json!(["authorization_code"])),
+        (json!({ "grant_types": [] }), "grant_types", json!(["authorization_code"])),
+        (json!({ "response_types": ["token", "id_token"] }), "response_types", json!(["code"])),
+        (json!({ "scope": "address phone" }), "scope", json!(null)),
+        (json!({ "scope": "address,call2me:read" }), "scope", json!("call2me:read")),
+        (
+            json!({ "token_endpoint_auth_method": "private_key_jwt" }),
+            "token_endpoint_auth_method",
+            json!("client_secret_basic"),
+        ),
+        (json!({ "client_name": "" }), "client_name", json!("a.example")),
+        (json!({ "client_name": " \n " }), "client_name", json!("a.example")),
+        (json!({ "client_name": long }), "client_name", json!(long[..100])),
+        (json!({ "client_name": "é".repeat(101) }), "client_name", json!("é".repeat(50))),
+        (json!({ "client_name": "a\u{202e}b" }), "client_name", json!("ab")),
+        (json!({ "client_name": "\u{3164}" }), "client_name", json!("a.example")),
+        (json!({ "client_name": "a\nb" }), "client_name", json!("a b")),
+        (json!({ "client_uri": "javascript:alert(1)" }), "client_uri", json!(null)),
+    ] {
+        let mut body = json!({ "redirect_uris": ["https://a.example/"] });
+        body.as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
+        let client = app.post("/oauth/register").json(body).send().await.expect_status(201);
+        assert_eq!(client.get(field).unwrap_or(&json!(null)), &registered, "{metadata}");
+    }
 }
 
 #[tokio::test]
@@ -121,19 +153,33 @@ async fn client_without_refresh_grant_gets_no_refresh_token() {
 async fn number_of_registrations_is_limited() {
     let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "3")]).await;
     let body = json!({ "redirect_uris": ["https://a.example/"] });
-    for _ in 0..3 {
+    for _ in 0..6 * 3 {
         app.post("/oauth/register").json(body.clone()).send().await.expect_status(201);
     }
     let response = app.post("/oauth/register").json(body.clone()).send().await;
     response.assert_oauth_error(429, "temporarily_unavailable");
     assert!(response.header_number("retry-after") >= 1);
-    // One address may have 200 registrations that no user has authorized, at any rate of requests.
+    // One address may have 200 registrations that no user has authorized. Then the newest replaces
+    // the oldest, and no client that a user has authorized.
     let app = TestApp::start().await;
-    for _ in 0..200 {
-        app.post("/oauth/register").json(body.clone()).send().await.expect_status(201);
+    let dana = app.register("acme").await;
+    let mut clients = Vec::new();
+    for _ in 0..201 {
+        clients.push(app.register_client(json!({})).await);
+        if clients.len() == 1 {
+            let mut user = Browser::signed_in(&app, &dana.email).await;
+            app.obtain_tokens(&mut user, &clients[0], &[]).await;
+        }
     }
-    let response = app.post("/oauth/register").json(body.clone()).send().await;
-    response.assert_oauth_error(503, "temporarily_unavailable");
+    let exists = async |client: &OAuthClient| {
+        let page = Browser::new(&app).get(&client.authorization_url(&[])).await;
+        page.status == 303
+    };
+    assert!(exists(&clients[1]).await, "the used client does not count");
+    clients.push(app.register_client(json!({})).await);
+    for (index, is_expected) in [(0, true), (1, false), (2, true), (201, true)] {
+        assert_eq!(exists(&clients[index]).await, is_expected, "{index}");
+    }
     // The total is limited, too. Then the oldest registrations make room, so that a flood does not
     // keep others out.
     let app = TestApp::start_at_system_time(&[]).await;
