@@ -154,6 +154,22 @@ CREATE INDEX oauth_device_authorizations_expires_idx ON oauth_device_authorizati
 CREATE INDEX oauth_device_authorizations_subnet_idx
     ON oauth_device_authorizations (subnet, expires_at);
 
+-- Long authorization requests of users that have to sign in first. They belong to no workspace yet,
+-- so the role has no rights on the table and uses the functions below.
+CREATE TABLE oauth_authorization_requests (
+    id uuid PRIMARY KEY,
+    -- The query of the request.
+    query text NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    -- The subnet of the browser, for the limit on kept requests.
+    subnet inet NOT NULL
+);
+CREATE INDEX oauth_authorization_requests_expires_idx
+    ON oauth_authorization_requests (expires_at);
+CREATE INDEX oauth_authorization_requests_subnet_idx
+    ON oauth_authorization_requests (subnet, created_at);
+
 ------------------------------------------------------------------------------------------------
 -- Rights of the role
 
@@ -589,13 +605,19 @@ CREATE FUNCTION max_pruned_oauth_rows() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT 1000::bigint $$;
 
--- Deletes device authorizations, authorization codes that were never redeemed, and client secrets
--- that expired more than a day ago. A secret that a key added stays as long as the client has a
+-- Deletes kept authorization requests that expired, and device authorizations, authorization codes
+-- that were never redeemed, and client secrets that expired more than a day ago. A secret that a
+-- key added stays as long as the client has a
 -- grant from its time: the cascade of the key ends it.
 CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS boolean
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$
-        WITH devices AS (
+        WITH requests AS (
+            DELETE FROM oauth_authorization_requests WHERE id IN (
+                SELECT id FROM oauth_authorization_requests WHERE expires_at < pruning_time(p_now)
+                LIMIT max_pruned_oauth_rows() FOR UPDATE SKIP LOCKED)
+            RETURNING id
+        ), devices AS (
             DELETE FROM oauth_device_authorizations WHERE id IN (
                 SELECT id FROM oauth_device_authorizations
                 WHERE expires_at < pruning_time(p_now) - interval '1 day'
@@ -616,7 +638,8 @@ CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS boolean
                     AND has_access_from_between(g, s.created_at, s.expires_at, p_now)))
         )
         SELECT max_pruned_oauth_rows()
-               <= greatest((SELECT count(*) FROM devices), (SELECT count(*) FROM codes))
+               <= greatest((SELECT count(*) FROM requests), (SELECT count(*) FROM devices),
+                           (SELECT count(*) FROM codes))
     $$;
 
 -- Ends grants that were unused for a day more than the idle timeout, an authenticated setting.
@@ -672,6 +695,7 @@ CREATE FUNCTION prune_oauth_clients(p_now timestamptz) RETURNS boolean
 
 REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
     get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
+    keep_oauth_authorization_request, find_oauth_authorization_request,
     start_device_authorization, find_device_authorization, decide_device_authorization,
     lock_device_authorization, record_device_poll,
     list_external_oauth_grants, is_created_between, has_access_from_between,
@@ -681,6 +705,7 @@ REVOKE ALL ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_oauth_client, set_oauth_client_resource, find_oauth_grants,
     get_or_create_own_grant, register_oauth_client, store_oauth_metadata_document,
+    keep_oauth_authorization_request, find_oauth_authorization_request,
     start_device_authorization, find_device_authorization, decide_device_authorization,
     lock_device_authorization, record_device_poll,
     list_external_oauth_grants, has_oauth_grant_between, end_oauth_grants_between,

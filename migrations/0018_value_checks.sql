@@ -61,7 +61,8 @@ BEGIN
             -- More than `server.max_body_bytes` may be.
             ('documents', 'body', 32 * 1048576),
             ('idempotency_keys', 'sealed_response', 64 * 1048576),
-            ('email_outbox', 'message', 1048576)
+            ('email_outbox', 'message', 1048576),
+            ('oauth_authorization_requests', 'query', 16384)
         ) larger (table_name, name, maximum)
             ON larger.table_name = c.relname AND larger.name = a.attname
         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')

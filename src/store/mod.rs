@@ -57,6 +57,7 @@ pub mod migrate;
 pub mod oauth_clients;
 pub mod oauth_devices;
 pub mod oauth_grants;
+pub mod oauth_requests;
 pub mod one_time_tokens;
 pub mod owner_connection;
 pub mod passkeys;

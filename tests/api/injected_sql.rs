@@ -259,7 +259,7 @@ async fn mailed_invitation_is_invalid_for_other_workspace_or_address() {
 }
 
 /// Rows that are alive, by table. Their times are those of the server.
-const LIVE_ROWS: [(&str, &str); 13] = [
+const LIVE_ROWS: [(&str, &str); 14] = [
     (
         "one_time_tokens",
         "SELECT gen_random_uuid(), 'verify_email', id, email, now(), now() + '1 hour' FROM users",
@@ -298,6 +298,10 @@ const LIVE_ROWS: [(&str, &str); 13] = [
         "oauth_device_authorizations",
         "SELECT gen_random_uuid(), id, sha256(name::bytea), 'write', '{}', now(),
                 now() + interval '1 min', '192.0.2.1', 5 FROM oauth_clients",
+    ),
+    (
+        "oauth_authorization_requests",
+        "SELECT gen_random_uuid(), 'x', now(), now() + interval '1 min', '192.0.2.1'",
     ),
     ("unknown_credential_counts", "SELECT '192.0.2.1', now(), 5"),
     ("idempotency_keys", "SELECT sha256('x'), sha256('y'), 'z', now() + interval '1 hour'"),

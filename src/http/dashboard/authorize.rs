@@ -14,12 +14,12 @@ use axum::{
 };
 
 use super::{
+    authorization_url::{authorization_path, expand_request, query_of, sign_in_path},
     browser::{Browser, Visitor},
     form::{ForeignForm, Form},
     format::Sentence,
     layout::Layout,
-    page::{encode_query_value, form_error, message_page},
-    paths::AUTHORIZE,
+    page::{form_error, message_page},
 };
 use crate::{
     auth::caller::SessionCaller,
@@ -137,10 +137,10 @@ pub(super) async fn show(
     if method != Method::GET {
         return Err(ApiError::new(ErrorCode::MethodNotAllowed, "use GET or POST"));
     }
-    let pairs = query.into_pairs();
+    let pairs = expand_request(&app, query.into_pairs()).await?;
     let query = &*query_of(&pairs);
-    let user = caller.as_ref().map(SessionCaller::user);
-    let request = match validate(&app, pairs, user, public.request.ip).await? {
+    let (user, ip) = (caller.as_ref().map(SessionCaller::user), public.request.ip);
+    let request = match validate(&app, pairs, user, ip).await? {
         Ok(request) => request,
         Err(answer) => return Ok(*answer),
     };
@@ -150,7 +150,9 @@ pub(super) async fn show(
             return error_response(&app, &request, user, OAuthCode::LoginRequired, description)
                 .await;
         }
-        return Ok(redirect_to_sign_in(&request, query, false));
+        // The sign-in meets `prompt=login`: it must not be required once more.
+        let is_login = request.prompt == Prompt::Login;
+        return redirect_to_sign_in(&app, &request, query, ip, is_login).await;
     };
     let may_grant = app
         .oauth
@@ -164,8 +166,8 @@ pub(super) async fn show(
             return error_response(&app, &request, user, OAuthCode::LoginRequired, description)
                 .await;
         }
-        _ if !may_grant => return Ok(redirect_to_sign_in(&request, query, true)),
-        Prompt::Login => return Ok(redirect_to_sign_in(&request, query, true)),
+        _ if !may_grant => return redirect_to_sign_in(&app, &request, query, ip, true).await,
+        Prompt::Login => return redirect_to_sign_in(&app, &request, query, ip, true).await,
         Prompt::Consent => {}
         Prompt::None | Prompt::Unspecified => {
             if app.oauth.consent.has_prior_consent(&caller, &request).await.map_err(to_api_error)? {
@@ -186,7 +188,8 @@ pub(super) async fn show(
 /// Handles an authorization request by POST: redirects to the same request by GET, so that the
 /// browser sends its `SameSite=Lax` session cookie.
 pub(super) async fn post(
-    _: Public,
+    public: Public,
+    State(app): State<App>,
     ForeignForm(fields): ForeignForm,
 ) -> Result<Response, ApiError> {
     let query = query_of(&fields.into_pairs());
@@ -194,7 +197,8 @@ pub(super) async fn post(
         let what = format!("the request must be at most {MAX_QUERY} bytes");
         return Err(ApiError::new(ErrorCode::PayloadTooLarge, what));
     }
-    Ok(Redirect::to(&format!("{AUTHORIZE}?{query}")).into_response())
+    let path = authorization_path(&app, &query, public.request.ip).await?;
+    Ok(Redirect::to(&path).into_response())
 }
 
 /// Grants or denies an authorization request, and redirects to the client.
@@ -309,7 +313,7 @@ async fn page(
         scopes: scope_choices(request.scope),
         other_resources: other_resources(app, &request.resources),
         is_second_factor_missing: caller.principal.lacks_second_factor,
-        sign_in_url: sign_in_path(query, request.login_hint.as_deref(), true),
+        sign_in_url: sign_in_path(app, request, query, caller.request.ip, true).await?,
         problem,
     };
     browser.render_page(status.unwrap_or(200), &page)
@@ -359,42 +363,15 @@ pub(super) fn describe_origin(origin: &ClientOrigin) -> String {
     }
 }
 
-fn redirect_to_sign_in(request: &ValidatedRequest, query: &str, again: bool) -> Response {
-    let path = sign_in_path(query, request.login_hint.as_deref(), again);
-    Redirect::to(&path).into_response()
-}
-
-/// Returns the URL of a sign-in that leads back to this request.
-///
-/// With `again`, a signed-in user must sign in once more. The request then no longer has
-/// `prompt=login`, which would ask for another sign-in.
-fn sign_in_path(query: &str, login_hint: Option<&str>, again: bool) -> String {
-    let mut pairs = Query::parse(query).map(Query::into_pairs).unwrap_or_default();
-    if again {
-        // `prompt=login consent` still requires consent.
-        for (_, value) in pairs.iter_mut().filter(|(name, _)| name == "prompt") {
-            let is_consent = value.split(' ').any(|prompt| prompt == "consent");
-            if is_consent { "consent" } else { "" }.clone_into(value);
-        }
-        pairs.retain(|(name, value)| name != "prompt" || !value.is_empty());
-    }
-    let next = format!("{AUTHORIZE}?{}", query_of(&pairs));
-    let mut path = format!("/sign-in?next={}", encode_query_value(&next));
-    if let Some(hint) = login_hint {
-        path.push_str("&email=");
-        path.extend(encode_query_value(hint));
-    }
-    if again {
-        path.push_str("&again=1");
-    }
-    path
-}
-
-fn query_of(pairs: &[(String, String)]) -> String {
-    let pair = |(name, value): &(String, String)| {
-        format!("{}={}", encode_query_value(name), encode_query_value(value))
-    };
-    pairs.iter().map(pair).collect::<Vec<_>>().join("&")
+async fn redirect_to_sign_in(
+    app: &App,
+    request: &ValidatedRequest,
+    query: &str,
+    ip: IpAddr,
+    again: bool,
+) -> Result<Response, ApiError> {
+    let path = sign_in_path(app, request, query, ip, again).await?;
+    Ok(Redirect::to(&path).into_response())
 }
 
 async fn error_response(

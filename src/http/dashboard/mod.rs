@@ -8,6 +8,7 @@
 
 mod api_keys;
 mod audit_log;
+mod authorization_url;
 mod authorize;
 pub mod browser;
 mod charts;

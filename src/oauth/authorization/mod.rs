@@ -6,6 +6,7 @@
 //! an open redirect. [`consent`] continues with a valid request.
 
 pub mod consent;
+mod kept_requests;
 mod request;
 mod response;
 

@@ -1,10 +1,12 @@
 //! Requests that widespread clients send and that the specifications do not foresee.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::fixture::{
-    Browser, TestClient, TestResponse,
-    oauth::{CODE_VERIFIER, DEVICE_GRANT, OAuthClient, OAuthExt, encode_form},
+    Browser, PASSWORD, TestApp, TestClient, TestResponse,
+    oauth::{CODE_VERIFIER, DEVICE_GRANT, OAuthClient, OAuthExt, encode_form, redirect_parameters},
 };
 
 /// Posts a body to an endpoint, with an `Authorization` header.
@@ -174,6 +176,77 @@ async fn revocation_response_is_json_object() {
         let answer = app.post_form("/oauth/revoke", &fields).await;
         assert_eq!((&*answer.text, answer.header("content-type")), ("{}", "application/json"));
         answer.expect_status(200);
+    }
+}
+
+/// The length of an authorization request that nginx passes on with its default buffers, encoded
+/// once: 4 KiB for the headers of a response.
+const MAX_LOCATION: usize = 2000;
+
+/// Signs in on the page to which an authorization request leads, and returns the target of the
+/// redirect after it.
+async fn sign_in_from(browser: &mut Browser<'_>, request: &str, email: &str) -> String {
+    let sign_in = browser.get(request).await.redirect_target().unwrap().to_owned();
+    assert!(sign_in.starts_with("/sign-in?next=%2Foauth%2Fauthorize%3F"), "{sign_in}");
+    assert!(sign_in.len() < MAX_LOCATION, "{}", sign_in.len());
+    let page = browser.get(&sign_in).await;
+    let fields = [("email", email), ("password", PASSWORD)];
+    let page = browser.submit(&page, "/sign-in", &fields).await;
+    page.redirect_target().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn long_authorization_request_is_kept_on_the_server() {
+    let app = TestClient::shared();
+    let dana = app.register("acme").await;
+    let client = app.register_client(json!({})).await;
+    let json_state = json!({ "u": "https://app.example/?a=b&c=d", "t": "%".repeat(700) });
+    for state in ["{\"=&%é".repeat(123), "x".repeat(3000), json_state.to_string()] {
+        let mut browser = Browser::new(&app);
+        let fields = [("state", &*state), ("login_hint", &dana.email), ("prompt", "login")];
+        let request = client.authorization_url(&fields);
+        let next = sign_in_from(&mut browser, &request, &dana.email).await;
+        assert!(next.len() < MAX_LOCATION, "{next}");
+        let page = browser.get(&next).await;
+        assert!(page.text.contains("Authorize Example app?"), "{page:#?}");
+        let (_, params) = redirect_parameters(&browser.submit_consent(&page, &[]).await);
+        assert_eq!(params["state"], state);
+        // A request by POST is kept, too.
+        let (path, query) = request.split_once('?').unwrap();
+        let post = app.post(path).body("application/x-www-form-urlencoded", query.to_owned());
+        let answer = post.send().await;
+        assert!(answer.header("location").len() < MAX_LOCATION, "{}", answer.header("location"));
+        sign_in_from(&mut Browser::new(&app), answer.header("location"), &dana.email).await;
+    }
+}
+
+#[tokio::test]
+async fn kept_authorization_request_expires() {
+    let app = TestApp::start().await;
+    let client = app.register_client(json!({})).await;
+    let mut browser = Browser::new(&app);
+    let request = client.authorization_url(&[("state", &"x".repeat(3000))]);
+    let next = async |browser: &mut Browser<'_>| {
+        let sign_in = browser.get(&request).await.redirect_target().unwrap().to_owned();
+        let query = sign_in.split_once('?').unwrap().1;
+        let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+        pairs.find(|(name, _)| name == "next").unwrap().1.into_owned()
+    };
+    let first = next(&mut browser).await;
+    assert_eq!(browser.get(&first).await.status, 303);
+    // The newest requests of an address replace its oldest ones.
+    for _ in 0..100 {
+        browser.get(&request).await;
+    }
+    let mut pages = vec![browser.get(&first).await];
+    let unknown = format!("{}0000", &first[..first.len() - 4]);
+    pages.push(browser.get(&unknown).await);
+    let last = next(&mut browser).await;
+    app.clock.advance(Duration::from_hours(25));
+    pages.push(browser.get(&last).await);
+    for page in pages {
+        assert_eq!(page.status, 400, "{page:#?}");
+        assert!(page.text.contains("Go back to the app and start again"), "{}", page.text);
     }
 }
 
