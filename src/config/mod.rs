@@ -191,7 +191,7 @@ pub struct RateLimit {
     pub per_key_per_minute: NonZeroU32,
     /// Requests per minute without a valid credential, for each address.
     pub per_address_per_minute: NonZeroU32,
-    /// Sign-ins per minute, for each address and account.
+    /// Failed sign-ins and similar requests per minute, for each address and account.
     pub sign_in_per_minute: NonZeroU32,
 }
 

@@ -18,8 +18,9 @@ use super::{
     },
     endpoint::Endpoint,
     extract::{
-        Access, AddressLimited, Admin, AdminSession, FirstPartyAdmin, FirstPartyWrite, Open,
-        ReadOnly, SignIn, UserSession, Write,
+        Access, AddressLimited, Admin, AdminSession, ClientRegistration, DeviceAuthorization,
+        FirstPartyAdmin, FirstPartyWrite, MailedLink, Open, ReadOnly, SignIn, SignUp, UserSession,
+        Write,
     },
     oauth,
     route_types::Route,
@@ -54,7 +55,7 @@ macro_rules! routes {
 #[expect(clippy::too_many_lines, reason = "a line for each route")]
 pub fn route_table() -> Vec<Route> {
     routes! {
-        POST   "/v1/auth/register"              SignIn     => auth::register;
+        POST   "/v1/auth/register"              SignUp     => auth::register;
         POST   "/v1/auth/login"                 SignIn     => auth::login;
         POST   "/v1/auth/refresh"               Open       => auth::refresh;
         POST   "/v1/auth/logout"                UserSession => auth::logout;
@@ -63,9 +64,9 @@ pub fn route_table() -> Vec<Route> {
         DELETE "/v1/auth/sessions/{id}"         UserSession => sessions::end;
         POST   "/v1/auth/switch-workspace"      UserSession => sessions::switch_workspace;
         POST   "/v1/auth/password/change"       UserSession => passwords::change;
-        POST   "/v1/auth/password/forgot"       SignIn     => passwords::forgot;
-        POST   "/v1/auth/password/reset"        SignIn     => passwords::reset;
-        POST   "/v1/auth/verify-email"          SignIn     => passwords::verify_email;
+        POST   "/v1/auth/password/forgot"       SignUp     => passwords::forgot;
+        POST   "/v1/auth/password/reset"        MailedLink => passwords::reset;
+        POST   "/v1/auth/verify-email"          MailedLink => passwords::verify_email;
         POST   "/v1/auth/verify-email/send"     UserSession => passwords::send_verification;
         POST   "/v1/auth/mfa/verify"            SignIn     => mfa::verify;
         POST   "/v1/auth/mfa/totp"              UserSession => mfa::enroll;
@@ -98,7 +99,7 @@ pub fn route_table() -> Vec<Route> {
         POST   "/v1/invitations"                FirstPartyAdmin => invitations::create;
         GET    "/v1/invitations"                Admin      => invitations::list;
         DELETE "/v1/invitations/{id}"           FirstPartyAdmin => invitations::withdraw;
-        POST   "/v1/invitations/accept"         SignIn     => invitations::accept;
+        POST   "/v1/invitations/accept"         MailedLink => invitations::accept;
 
         POST   "/v1/api-keys"                   FirstPartyAdmin => api_keys::create;
         GET    "/v1/api-keys"                   ReadOnly   => api_keys::list;
@@ -166,8 +167,8 @@ pub fn route_table() -> Vec<Route> {
         GET    "/.well-known/oauth-authorization-server" Open => oauth::server_metadata;
         GET    "/.well-known/oauth-protected-resource" Open => oauth::resource_metadata;
         POST   "/oauth/token"                   Open       => oauth::token;
-        POST   "/oauth/register"                SignIn     => oauth::register;
-        POST   "/oauth/device_authorization"    SignIn     => oauth::device_authorization;
+        POST   "/oauth/register"                ClientRegistration => oauth::register;
+        POST   "/oauth/device_authorization"    DeviceAuthorization => oauth::device_authorization;
         POST   "/oauth/revoke"                  Open       => oauth::revoke;
         POST   "/oauth/introspect"              Open       => oauth::introspect;
         GET    "/health"                        Open       => well_known::health;

@@ -35,6 +35,30 @@ pub struct Decision {
     pub retry_in: Duration,
 }
 
+/// The operation on a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BucketOperation {
+    /// Charge one request.
+    Charge,
+    /// Read the state.
+    Peek,
+    /// Refund one request that was charged.
+    Refund,
+}
+
+impl BucketOperation {
+    /// The decision for a bucket that is full in `full_in` before the operation.
+    pub(super) fn decide(self, per_minute: NonZeroU32, full_in: Duration) -> Decision {
+        match self {
+            Self::Charge => decide(per_minute, full_in),
+            Self::Peek => peek_decision(per_minute, full_in),
+            Self::Refund => {
+                peek_decision(per_minute, full_in.saturating_sub(refill_interval(per_minute)))
+            }
+        }
+    }
+}
+
 /// Buckets by key.
 ///
 /// The state of a bucket is the theoretical arrival time of GCRA. This is also the time at which
@@ -52,14 +76,7 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
 
     /// Charges one request to a key's bucket; `now` is a time of the monotonic clock.
     pub(super) fn charge(&self, key: &K, per_minute: NonZeroU32, now: Duration) -> Decision {
-        let mut shard = self.shard(key);
-        // A missing bucket is full, and so is one with a time in the past.
-        let full_at = shard.entry(key.clone()).or_default();
-        let decision = decide(per_minute, full_at.saturating_sub(now));
-        if decision.allowed {
-            *full_at = now + decision.full_in;
-        }
-        decision
+        self.apply(BucketOperation::Charge, key, per_minute, now)
     }
 
     /// Returns the state of a key's bucket without charging it.
@@ -67,6 +84,24 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
         let full_in =
             self.shard(key).get(key).map_or(Duration::ZERO, |full_at| full_at.saturating_sub(now));
         peek_decision(per_minute, full_in)
+    }
+
+    /// Applies an operation to a key's bucket; `now` is a time of the monotonic clock.
+    pub(super) fn apply(
+        &self,
+        operation: BucketOperation,
+        key: &K,
+        per_minute: NonZeroU32,
+        now: Duration,
+    ) -> Decision {
+        let mut shard = self.shard(key);
+        // A missing bucket is full, and so is one with a time in the past.
+        let full_at = shard.entry(key.clone()).or_default();
+        let decision = operation.decide(per_minute, full_at.saturating_sub(now));
+        if decision.allowed {
+            *full_at = now + decision.full_in;
+        }
+        decision
     }
 
     /// Evicts the buckets that are full.
@@ -100,7 +135,7 @@ pub(super) fn refill_interval(per_minute: NonZeroU32) -> Duration {
 }
 
 /// The decision for a bucket that is full in `full_in`, without charging it.
-pub(super) fn peek_decision(per_minute: NonZeroU32, full_in: Duration) -> Decision {
+fn peek_decision(per_minute: NonZeroU32, full_in: Duration) -> Decision {
     let charged = full_in.as_nanos().div_ceil(refill_interval(per_minute).as_nanos());
     let remaining = per_minute.get().saturating_sub(charged.try_into().unwrap_or(u32::MAX));
     let retry_in = decide(per_minute, full_in).retry_in;
@@ -109,7 +144,7 @@ pub(super) fn peek_decision(per_minute: NonZeroU32, full_in: Duration) -> Decisi
 
 /// Charges one request, by GCRA, to a bucket that is full in `full_in`. The time of the decision is
 /// zero. `charge.lua` must decide in the same way.
-pub(super) fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
+fn decide(per_minute: NonZeroU32, full_in: Duration) -> Decision {
     let each = refill_interval(per_minute);
     let limit = per_minute.get();
     let Some(quota) = Quota::with_period(each).map(|quota| quota.allow_burst(per_minute)) else {
@@ -220,6 +255,21 @@ mod tests {
                 now += Duration::from_millis(step);
             }
             prop_assert!(passed <= 2 * limit);
+        }
+
+        #[test]
+        fn refund_undoes_one_charge(limit in 1_u32..1000, charges in 0_u32..50) {
+            let buckets = Buckets::new();
+            let (now, limit) = (Duration::from_secs(9), per_minute(limit));
+            for _ in 0..charges {
+                buckets.charge(&(), limit, now);
+            }
+            let before = buckets.peek(&(), limit, now);
+            if buckets.charge(&(), limit, now).allowed {
+                let refunded = buckets.apply(BucketOperation::Refund, &(), limit, now);
+                prop_assert_eq!(refunded, before);
+                prop_assert_eq!(buckets.peek(&(), limit, now), before);
+            }
         }
 
         #[test]

@@ -1,10 +1,10 @@
 -- GCRA on one bucket, in the same way as `decide` in buckets.rs.
 --
 -- KEYS[1] is the bucket: the time at which it is full again, in nanoseconds since 1970, as decimal
--- digits. ARGV[1] is the cost of this request in nanoseconds, 0 to only read the bucket. ARGV[2] is
--- the time in which an empty bucket fills, in nanoseconds. Returns the time until the bucket was
--- full, in nanoseconds, before this request. The caller derives its decision from that, as this
--- script does.
+-- digits. ARGV[1] is the cost of this request in nanoseconds: 0 to only read the bucket, negative to
+-- refund a request. ARGV[2] is the time in which an empty bucket fills, in nanoseconds. Returns the
+-- time until the bucket was full, in nanoseconds, before this request. The caller derives its
+-- decision from that, as this script does.
 --
 -- Lua's numbers are doubles, exact for whole numbers up to 2^53. A time in nanoseconds is larger,
 -- so seconds and nanoseconds are handled separately. No difference exceeds the nanoseconds of a
@@ -24,7 +24,7 @@ end
 local before = math.min(kept, whole)
 local after = before
 if before + cost <= whole then
-  after = before + cost
+  after = math.max(0, before + cost)
 end
 if after ~= kept then
   local sum = nano + after

@@ -6,9 +6,10 @@
 //! throttles a valid key behind the same address. A bucket returns a [`Decision`], from which the
 //! HTTP side makes the `X-RateLimit-*` headers.
 //!
-//! Sign-in routes have lower limits of their own: per address, per network of the address, and per
-//! account over all addresses. Networks from which an account has signed in before have a budget of
-//! their own, so that strangers do not lock its owner out.
+//! Sign-in and similar routes have lower limits, in buckets of their own for each [`AttemptKind`]:
+//! per address, per network of the address, and for passwords per account over all addresses.
+//! Networks from which an account has signed in before have a budget of their own, so that
+//! strangers do not lock its owner out.
 //!
 //! With `rate_limit.store = "redis"` the buckets are on a Valkey or Redis server that all nodes
 //! share (`shared.rs`). While the server is unavailable, each node uses its local buckets
@@ -41,29 +42,58 @@ use crate::{
     },
 };
 
-use buckets::Buckets;
 pub use buckets::Decision;
+use buckets::{BucketOperation, Buckets};
 pub use shared::LimitCounts;
-use shared::{BucketOperation, SharedBuckets};
+use shared::SharedBuckets;
 
 /// The number of failed authentications of an OAuth client that are recorded in a minute.
 const REJECTIONS_PER_MINUTE: NonZeroU32 = NonZeroU32::new(10).unwrap();
 
-/// The kind of routes whose requests share sign-in buckets.
+/// The kind of requests without a credential that share the low limit of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SignInKind {
-    /// Routes that sign users in or register them, or that send links for that.
+pub enum AttemptKind {
+    /// Sign-ins: passwords, second factors and passkeys.
     SignIn,
-    /// Registration of OAuth clients and of devices.
-    OAuth,
+    /// Tokens of mailed links: verification, password reset, invitation.
+    MailedLink,
+    /// User codes of devices.
+    UserCode,
+    /// Registrations of users, and requests for a mailed link.
+    SignUp,
+    /// Registrations of OAuth clients.
+    ClientRegistration,
+    /// Device authorizations.
+    DeviceAuthorization,
 }
 
-impl SignInKind {
+impl AttemptKind {
     /// The kind of the shared buckets.
     const fn as_str(self) -> &'static str {
         match self {
             Self::SignIn => "sign-in",
-            Self::OAuth => "oauth",
+            Self::MailedLink => "mailed-link",
+            Self::UserCode => "user-code",
+            Self::SignUp => "sign-up",
+            Self::ClientRegistration => "client-registration",
+            Self::DeviceAuthorization => "device-authorization",
+        }
+    }
+
+    /// True if an attempt that succeeds is refunded: it proves a secret, so only failures can be
+    /// guesses, and many people can be behind one address.
+    #[must_use]
+    pub const fn is_refunded_on_success(self) -> bool {
+        matches!(self, Self::SignIn | Self::MailedLink | Self::UserCode)
+    }
+
+    /// The limit in multiples of `rate_limit.sign_in_per_minute`. Where there is nothing to guess,
+    /// it only bounds the stored rows.
+    const fn factor(self) -> NonZeroU32 {
+        const SIX: NonZeroU32 = NonZeroU32::new(6).unwrap();
+        match self {
+            Self::SignIn | Self::MailedLink | Self::UserCode | Self::SignUp => NonZeroU32::MIN,
+            Self::ClientRegistration | Self::DeviceAuthorization => SIX,
         }
     }
 }
@@ -85,7 +115,7 @@ pub struct Limits {
     addresses: Arc<Buckets<IpNet>>,
     /// Buckets of sign-in and similar routes, by network. Their limit is far lower, so that
     /// passwords cannot be guessed.
-    sign_ins: Arc<Buckets<(SignInKind, IpNet)>>,
+    attempts: Arc<Buckets<(AttemptKind, IpNet)>>,
     /// Buckets of password checks, by account, and by account and known network.
     accounts: Arc<Buckets<([u8; 32], Option<IpNet>)>>,
     shared: Option<Arc<SharedBuckets>>,
@@ -109,7 +139,7 @@ impl Limits {
             client_events: Arc::new(Buckets::new()),
             client_rejections: Arc::new(Buckets::new()),
             addresses: Arc::new(Buckets::new()),
-            sign_ins: Arc::new(Buckets::new()),
+            attempts: Arc::new(Buckets::new()),
             accounts: Arc::new(Buckets::new()),
             shared: shared.transpose()?.map(Arc::new),
             counts,
@@ -158,17 +188,17 @@ impl Limits {
         self.client_rejections.charge(&id.uuid(), REJECTIONS_PER_MINUTE, now)
     }
 
-    /// Charges one request to the sign-in buckets of an address and of its networks. Returns the
-    /// decision of the address, or that of a network that is over its limit.
-    pub async fn charge_sign_in(&self, kind: SignInKind, ip: IpAddr) -> Decision {
-        let per_minute = self.settings.sign_in_per_minute;
-        let own = self.charge_sign_in_subnet(kind, address::client_subnet(ip), per_minute).await;
+    /// Charges one attempt to the buckets of an address and of its networks. Returns the decision
+    /// of the address, or that of a network that is over its limit.
+    pub async fn charge_attempt(&self, kind: AttemptKind, ip: IpAddr) -> Decision {
+        let (charge, quota) = (BucketOperation::Charge, self.attempt_quota(kind));
+        let own = self.apply_to_attempts(charge, kind, address::client_subnet(ip), quota).await;
         if !own.allowed {
             return own;
         }
         for (network, factor) in address::enclosing_networks(ip) {
-            let quota = per_minute.saturating_mul(factor);
-            let decision = self.charge_sign_in_subnet(kind, network, quota).await;
+            let quota = quota.saturating_mul(factor);
+            let decision = self.apply_to_attempts(charge, kind, network, quota).await;
             if !decision.allowed {
                 return decision;
             }
@@ -176,20 +206,34 @@ impl Limits {
         own
     }
 
-    async fn charge_sign_in_subnet(
+    /// Refunds an attempt that [`Self::charge_attempt`] allowed. Returns the state of the address.
+    pub async fn refund_attempt(&self, kind: AttemptKind, ip: IpAddr) -> Decision {
+        let (refund, quota) = (BucketOperation::Refund, self.attempt_quota(kind));
+        for (network, factor) in address::enclosing_networks(ip) {
+            self.apply_to_attempts(refund, kind, network, quota.saturating_mul(factor)).await;
+        }
+        self.apply_to_attempts(refund, kind, address::client_subnet(ip), quota).await
+    }
+
+    fn attempt_quota(&self, kind: AttemptKind) -> NonZeroU32 {
+        self.settings.sign_in_per_minute.saturating_mul(kind.factor())
+    }
+
+    async fn apply_to_attempts(
         &self,
-        kind: SignInKind,
+        operation: BucketOperation,
+        kind: AttemptKind,
         network: IpNet,
         quota: NonZeroU32,
     ) -> Decision {
         if let Some(shared) = &self.shared {
             let id = network.to_string();
-            let charge = shared.apply(BucketOperation::Charge, kind.as_str(), &id, quota);
-            if let Some(decision) = Box::pin(charge).await {
+            let applied = shared.apply(operation, kind.as_str(), &id, quota);
+            if let Some(decision) = Box::pin(applied).await {
                 return decision;
             }
         }
-        self.sign_ins.charge(&(kind, network), quota, self.env.clock.monotonic())
+        self.attempts.apply(operation, &(kind, network), quota, self.env.clock.monotonic())
     }
 
     /// Charges one check of an account's password, whether or not the account exists. A known
@@ -293,7 +337,7 @@ impl Limits {
         self.client_events.evict_full(now);
         self.client_rejections.evict_full(now);
         self.addresses.evict_full(now);
-        self.sign_ins.evict_full(now);
+        self.attempts.evict_full(now);
         self.accounts.evict_full(now);
     }
 

@@ -30,7 +30,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::buckets::{Decision, decide, peek_decision, refill_interval};
+use super::buckets::{BucketOperation, Decision, refill_interval};
 use crate::config::Redis;
 
 /// Timeout of a call to the server, for a request.
@@ -59,15 +59,6 @@ pub struct LimitCounts {
     pub failed_calls: AtomicU64,
     /// Number of times that the connection was lost, or not available at the start.
     pub fallbacks: AtomicU64,
-}
-
-/// The operation on a bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BucketOperation {
-    /// Charge one request.
-    Charge,
-    /// Read the state.
-    Peek,
 }
 
 /// The client of the server with the shared buckets.
@@ -102,21 +93,18 @@ impl SharedBuckets {
         })
     }
 
-    /// Charges or reads a bucket; `None` while the server is unavailable. `kind` and `id` identify
-    /// the bucket within the deployment.
+    /// Applies an operation to a bucket; `None` while the server is unavailable. `kind` and `id`
+    /// identify the bucket within the deployment.
     pub(super) async fn apply(
         &self,
-        ask: BucketOperation,
+        operation: BucketOperation,
         kind: &str,
         id: &str,
         per_minute: NonZeroU32,
     ) -> Option<Decision> {
         let connection = self.connection()?;
-        match self.call(&connection, ask, kind, id, per_minute).await {
-            Ok(full_in) => Some(match ask {
-                BucketOperation::Charge => decide(per_minute, full_in),
-                BucketOperation::Peek => peek_decision(per_minute, full_in),
-            }),
+        match self.call(&connection, operation, kind, id, per_minute).await {
+            Ok(full_in) => Some(operation.decide(per_minute, full_in)),
             Err(error) => {
                 self.counts.failed_calls.fetch_add(1, Relaxed);
                 self.drop_connection(&connection, &error);
@@ -182,16 +170,20 @@ impl SharedBuckets {
     async fn call(
         &self,
         connection: &MultiplexedConnection,
-        ask: BucketOperation,
+        operation: BucketOperation,
         kind: &str,
         id: &str,
         per_minute: NonZeroU32,
     ) -> Result<Duration, String> {
         let each = refill_interval(per_minute);
-        let cost = if ask == BucketOperation::Charge { each } else { Duration::ZERO };
+        let cost = match operation {
+            BucketOperation::Charge => nanos(each),
+            BucketOperation::Peek => 0,
+            BucketOperation::Refund => -nanos(each),
+        };
         let whole = each * per_minute.get();
         let mut script = self.script.key(format!("{}:limit:{kind}:{id}", self.prefix));
-        script.arg(nanos(cost)).arg(nanos(whole));
+        script.arg(cost).arg(nanos(whole));
         let mut connection = connection.clone();
         let mut answer = pin!(script.invoke_async(&mut connection));
         let answer = if let Ok(answer) = timeout(ANSWER_TIMEOUT, &mut answer).await {
@@ -231,6 +223,6 @@ impl SharedBuckets {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    duration.as_nanos().try_into().unwrap_or(u64::MAX)
+fn nanos(duration: Duration) -> i64 {
+    duration.as_nanos().try_into().unwrap_or(i64::MAX)
 }

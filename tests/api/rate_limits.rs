@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{TestApp, TestResponse};
+use crate::fixture::{
+    Browser, PASSWORD, TestApp, TestResponse,
+    oauth::{DEVICE_GRANT, OAuthExt},
+};
 
 /// Returns the limit, the remaining requests and the seconds until the reset, from the headers.
 fn limit_headers(app: &TestApp, response: &TestResponse) -> (i64, i64, i64) {
@@ -213,9 +216,53 @@ async fn sign_in_has_a_lower_rate_limit() {
     refused.assert_error(429, "rate_limited");
     assert_eq!(limit_headers(&app, &refused).1, 0);
     assert!((1..=21).contains(&refused.header_number("retry-after")));
-    // Registration shares this limit. The rest of the API does not.
-    app.post("/v1/auth/register").json(json!({})).send().await.assert_error(429, "rate_limited");
+    // The second factor shares this limit. The rest of the API does not.
+    let code = json!({ "mfa_token": "x", "code": "123456" });
+    app.post("/v1/auth/mfa/verify").json(code).send().await.assert_error(429, "rate_limited");
     app.get("/v1/agents").send().await.assert_error(401, "unauthorized");
+}
+
+/// Many people can be behind the address of an office.
+#[tokio::test]
+async fn colleagues_behind_one_address_are_not_limited_as_one() {
+    let app = TestApp::start_with(&[("rate_limit.sign_in_per_minute", "3")]).await;
+    let mut colleagues = Vec::new();
+    for name in ["ann", "ben", "cleo", "dan"] {
+        colleagues.push(app.register(name).await);
+        app.clock.advance(Duration::from_secs(20));
+    }
+    // Each connects an app and a device, and signs in, within the same minute.
+    for colleague in &colleagues {
+        let grants = json!({ "grant_types": ["authorization_code", DEVICE_GRANT] });
+        let client = app.register_client(grants).await;
+        let fields = client.with_client_credentials(&[]);
+        app.post_form("/oauth/device_authorization", &fields).await.expect_status(200);
+        app.sign_in_again(colleague).await;
+        Browser::signed_in(&app, &colleague.email).await;
+    }
+    // A sign-in that fails counts, also between others that succeed.
+    let sign_in = async |email: &str| {
+        let body = json!({ "email": email, "password": PASSWORD });
+        app.post("/v1/auth/login").json(body).send().await.status.as_u16()
+    };
+    let mut statuses = Vec::new();
+    for (stranger, colleague) in
+        ["x@a.example", "y@a.example", "z@a.example"].iter().zip(&colleagues)
+    {
+        statuses.extend([sign_in(stranger).await, sign_in(&colleague.email).await]);
+    }
+    assert_eq!(statuses, [401, 200, 401, 200, 401, 429]);
+    // Links, user codes and registrations have buckets of their own.
+    let forgot = json!({ "email": "nobody@acme.example" });
+    for (path, body, status) in [
+        ("/v1/auth/verify-email", json!({ "token": "x" }), 422),
+        ("/v1/auth/register", json!({}), 422),
+        ("/v1/auth/password/forgot", forgot, 202),
+    ] {
+        let response = app.post(path).json(body).send().await;
+        assert_eq!(response.status.as_u16(), status, "{path}: {}", response.text);
+    }
+    app.register_client(json!({})).await;
 }
 
 #[tokio::test]

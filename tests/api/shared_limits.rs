@@ -11,7 +11,7 @@ use std::{
 use call2me_auth::{
     config::{RateLimit, Redis},
     env::Env,
-    limit::Limits,
+    limit::{AttemptKind, Limits},
 };
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 
@@ -246,6 +246,33 @@ async fn valkey_script_decides_like_local_buckets() {
         assert_eq!(shared.counts().local_decisions.load(Relaxed), 0);
         assert!(compared > requests / 2, "{compared} of {requests} at {per_minute} a minute");
     }
+}
+
+#[tokio::test]
+async fn shared_refund_undoes_one_charge() {
+    let valkey = Valkey::start().await;
+    let redis = Redis { url: valkey.url().into(), prefix: "call2me".to_owned() };
+    let ip: IpAddr = "203.0.113.9".parse().unwrap();
+    let (limits, _) = new_limits(3, Some(&redis));
+    limits.connect().await;
+    let kind = AttemptKind::SignIn;
+    let first = limits.charge_attempt(kind, ip).await;
+    for _ in 0..5 {
+        assert_eq!(limits.charge_attempt(kind, ip).await.remaining, 1);
+        let refunded = limits.refund_attempt(kind, ip).await;
+        assert_eq!(refunded.remaining, 2);
+        assert!(refunded.full_in <= first.full_in);
+    }
+    // A refund never fills a bucket over its limit.
+    for _ in 0..2 {
+        let refunded = limits.refund_attempt(kind, ip).await;
+        assert_eq!((refunded.remaining, refunded.full_in), (3, Duration::ZERO));
+    }
+    let mut decisions = Vec::new();
+    for _ in 0..4 {
+        decisions.push(limits.charge_attempt(kind, ip).await.allowed);
+    }
+    assert_eq!(decisions, [true, true, true, false]);
 }
 
 #[tokio::test]

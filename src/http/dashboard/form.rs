@@ -27,7 +27,10 @@ use crate::{
         ApiError, App,
         endpoint::{Endpoint, Handler},
         error::ErrorCode,
-        extract::{self, Access, Open, PathId, ProtectedAccess, Query, SignIn},
+        extract::{
+            self, Access, MailedLink, Open, PathId, ProtectedAccess, Query, SignIn, SignUp,
+            UserCode,
+        },
     },
     idempotency::IdempotentRequest,
     model::password::Password,
@@ -45,9 +48,17 @@ pub trait VerifiedForm<A> {}
 impl<A: ProtectedAccess> VerifiedForm<A> for Form {}
 impl<A: ProtectedAccess> VerifiedForm<A> for UserForm {}
 impl<A: ProtectedAccess> VerifiedForm<A> for UploadForm {}
-impl VerifiedForm<SignIn> for PublicForm {}
-impl VerifiedForm<SignIn> for VisitorForm {}
+impl<A: AttemptAccess> VerifiedForm<A> for PublicForm {}
+impl<A: AttemptAccess> VerifiedForm<A> for VisitorForm {}
 impl VerifiedForm<Open> for ForeignForm {}
+
+/// The access rule of a form that needs no session.
+pub trait AttemptAccess: Access {}
+
+impl AttemptAccess for SignIn {}
+impl AttemptAccess for SignUp {}
+impl AttemptAccess for MailedLink {}
+impl AttemptAccess for UserCode {}
 
 /// A parameter of a form's handler besides the form. It gives no access to a session that the form
 /// is not bound to.

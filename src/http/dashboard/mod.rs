@@ -43,8 +43,8 @@ use super::{
     api::audit_export,
     endpoint::Endpoint,
     extract::{
-        Access, AddressLimited, Admin, AdminSession, FirstPartyAdmin, Open, Public, ReadOnly,
-        SignIn, UserSession,
+        Access, AddressLimited, Admin, AdminSession, FirstPartyAdmin, MailedLink, Open, Public,
+        ReadOnly, SignIn, SignUp, UserCode, UserSession,
     },
     route_types::PageRoute,
     static_content::StaticContent,
@@ -63,7 +63,7 @@ macro_rules! pages {
     };
 }
 
-/// The route table of all pages. Forms that allow guessing have the rate limit of sign-ins.
+/// The route table of all pages. Forms that allow guessing have the low rate limit of attempts.
 #[must_use]
 #[rustfmt::skip]
 pub fn route_table() -> Vec<PageRoute> {
@@ -77,18 +77,18 @@ pub fn route_table() -> Vec<PageRoute> {
         POST   "/sign-in/passkey"               SignIn     => passkeys::sign_in;
         POST   "/sign-out"                      UserSession => sessions::sign_out;
         GET    "/sign-up"                       Open       => sign_up::show;
-        POST   "/sign-up"                       SignIn     => sign_up::submit;
+        POST   "/sign-up"                       SignUp     => sign_up::submit;
         GET    "/workspaces"                    UserSession => workspaces::show;
         POST   "/workspaces"                    UserSession => workspaces::create;
         POST   "/workspaces/{id}/enter"         UserSession => workspaces::switch;
         GET    "/forgot-password"               Open       => passwords::show_forgot;
-        POST   "/forgot-password"               SignIn     => passwords::request_reset;
+        POST   "/forgot-password"               SignUp     => passwords::request_reset;
         GET    "/reset-password"                Open       => passwords::show_reset;
-        POST   "/reset-password"                SignIn     => passwords::reset;
+        POST   "/reset-password"                MailedLink => passwords::reset;
         GET    "/verify-email"                  Open       => passwords::show_verify;
-        POST   "/verify-email"                  SignIn     => passwords::verify;
+        POST   "/verify-email"                  MailedLink => passwords::verify;
         GET    "/accept-invitation"             Open       => invitations::show;
-        POST   "/accept-invitation"             SignIn     => invitations::accept;
+        POST   "/accept-invitation"             MailedLink => invitations::accept;
         GET    "/oauth/authorize"               Open       => authorize::show;
         POST   "/oauth/authorize"               Open       => authorize::post;
         POST   "/oauth/consent"                 UserSession => authorize::decide;
@@ -111,8 +111,8 @@ pub fn route_table() -> Vec<PageRoute> {
         GET    "/connected-apps"                UserSession => connected_apps::show;
         POST   "/connected-apps/{id}/end"       UserSession => connected_apps::disconnect;
         GET    "/device"                        Open       => device::show;
-        POST   "/device"                        SignIn     => device::submit;
-        POST   "/device/consent"                SignIn     => device::decide;
+        POST   "/device"                        UserCode   => device::submit;
+        POST   "/device/consent"                UserCode   => device::decide;
         GET    "/members"                       Admin      => members::show;
         POST   "/members/{user_id}/role"        FirstPartyAdmin => members::change_role;
         POST   "/members/{user_id}/remove"      FirstPartyAdmin => members::remove;

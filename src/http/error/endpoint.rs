@@ -43,6 +43,12 @@ impl EndpointError {
         matches!(self, Self::Protocol(error) if polling.contains(&error.code))
     }
 
+    /// True if a sign-in succeeded but for its second factor.
+    #[must_use]
+    pub fn is_second_factor_due(&self) -> bool {
+        matches!(self, Self::Service(error) if error.code() == ErrorCode::MfaRequired)
+    }
+
     /// Converts it for a surface that does not have the errors of OAuth.
     #[must_use]
     pub fn into_api_error(self) -> ApiError {

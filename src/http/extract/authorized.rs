@@ -12,6 +12,7 @@ use crate::{
         check_scope::{self, AccessRequirement},
     },
     http::{ApiError, App},
+    limit::AttemptKind,
     model::{audit::RequestInfo, principal::Caller, scope::Scope},
 };
 
@@ -23,7 +24,7 @@ pub enum AccessRule {
     /// No credential, and no exemption from the rate limit of the client's address.
     AddressLimited,
     /// No credential, but a low rate limit: sign-in and similar routes.
-    SignIn,
+    Attempt(AttemptKind),
     /// A credential that meets this requirement.
     Protected(AccessRequirement),
 }
@@ -34,7 +35,7 @@ impl AccessRule {
     pub const fn scope(self) -> Option<Scope> {
         match self {
             Self::Protected(requirement) => requirement.scope(),
-            Self::Open | Self::AddressLimited | Self::SignIn => None,
+            Self::Open | Self::AddressLimited | Self::Attempt(_) => None,
         }
     }
 }
@@ -134,8 +135,18 @@ open_access! {
     Open = AccessRule::Open;
     /// No credential. Requests over the limit of the client's address are rejected in every case.
     AddressLimited = AccessRule::AddressLimited;
-    /// No credential, with the low rate limit of sign-in.
-    SignIn = AccessRule::SignIn;
+    /// No credential, with the low rate limit of sign-ins.
+    SignIn = AccessRule::Attempt(AttemptKind::SignIn);
+    /// No credential, with the low rate limit of mailed links.
+    MailedLink = AccessRule::Attempt(AttemptKind::MailedLink);
+    /// No credential, with the low rate limit of user codes.
+    UserCode = AccessRule::Attempt(AttemptKind::UserCode);
+    /// No credential, with the low rate limit of registrations of users.
+    SignUp = AccessRule::Attempt(AttemptKind::SignUp);
+    /// No credential, with the rate limit of registrations of OAuth clients.
+    ClientRegistration = AccessRule::Attempt(AttemptKind::ClientRegistration);
+    /// No credential, with the rate limit of device authorizations.
+    DeviceAuthorization = AccessRule::Attempt(AttemptKind::DeviceAuthorization);
 }
 
 protected_access! {

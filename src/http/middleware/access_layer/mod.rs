@@ -198,7 +198,7 @@ impl AccessLayer {
         let is_refused = self.app.store.database_refusal().is_some();
         let (mut result, mut decision) = match self.rule {
             _ if is_refused => self.refuse_database(&info).await,
-            AccessRule::Open | AccessRule::AddressLimited | AccessRule::SignIn => {
+            AccessRule::Open | AccessRule::AddressLimited | AccessRule::Attempt(_) => {
                 self.serve_public(&info, request).await
             }
             AccessRule::Protected(_) => self.serve_authenticated(&info, request).await,

@@ -8,7 +8,7 @@ use crate::{
         ApiError, bearer::check_single_authorization, endpoint::EndpointResult,
         extract::AccessRule, middleware::rate_limit_response, surface::Surface,
     },
-    limit::{Decision, SignInKind},
+    limit::{AttemptKind, Decision},
     model::audit::RequestInfo,
 };
 
@@ -20,8 +20,10 @@ impl AccessLayer {
             return (Err(error.into()), decision);
         }
         match rate_limit_response::rejection(&decision) {
-            None if self.rule == AccessRule::SignIn => self.serve_sign_in(info, request).await,
-            None => (self.run_endpoint(info, request).await, decision),
+            None => match self.rule {
+                AccessRule::Attempt(kind) => self.serve_attempt(kind, info, request).await,
+                _ => (self.run_endpoint(info, request).await, decision),
+            },
             // Nothing is done for a sign-in over the limit, and no page is rendered.
             Some(refusal) if self.rule != AccessRule::Open || self.is_page() => {
                 (Err(refusal.into()), decision)
@@ -31,19 +33,23 @@ impl AccessLayer {
         }
     }
 
-    /// Serves a sign-in or similar request. Its response reports the sign-in bucket and not the
-    /// address's general one, since the former rejects first.
-    async fn serve_sign_in(&self, info: &RequestInfo, request: Request) -> LimitedResult {
-        // Registration of clients and devices does not use up the sign-ins of an address.
-        let kind = match self.surface {
-            Surface::OAuth => SignInKind::OAuth,
-            _ => SignInKind::SignIn,
-        };
-        let decision = self.app.limits.charge_sign_in(kind, info.ip).await;
-        let result = match rate_limit_response::rejection(&decision) {
-            Some(refusal) => Err(refusal.into()),
-            None => self.run_endpoint(info, request).await,
-        };
+    /// Serves a sign-in or similar request. Its response reports the bucket of the attempts and not
+    /// the address's general one, since the former rejects first.
+    async fn serve_attempt(
+        &self,
+        kind: AttemptKind,
+        info: &RequestInfo,
+        request: Request,
+    ) -> LimitedResult {
+        let limits = &self.app.limits;
+        let decision = limits.charge_attempt(kind, info.ip).await;
+        if let Some(refusal) = rate_limit_response::rejection(&decision) {
+            return (Err(refusal.into()), decision);
+        }
+        let result = self.run_endpoint(info, request).await;
+        if kind.is_refunded_on_success() && has_succeeded(&result) {
+            return (result, limits.refund_attempt(kind, info.ip).await);
+        }
         (result, decision)
     }
 
@@ -60,6 +66,16 @@ impl AccessLayer {
         let result = self.run_endpoint(info, request).await;
         let is_rejected = has_no_valid_credential(&result, self.surface);
         (if is_rejected { Err(refusal.into()) } else { result }, decision)
+    }
+}
+
+/// True if an attempt was no wrong guess: it succeeded, or only a second factor is missing.
+fn has_succeeded(result: &EndpointResult) -> bool {
+    match result {
+        Ok(response) => {
+            !response.status().is_client_error() && !response.status().is_server_error()
+        }
+        Err(error) => error.is_second_factor_due(),
     }
 }
 
