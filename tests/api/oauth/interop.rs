@@ -1,13 +1,13 @@
 //! Interoperability with unmodified third-party clients: `oauth4webapi`, the SDKs and the
-//! conformance tests of the Model Context Protocol (MCP), and Authlib. Where a client sends the
-//! user to a page, a real browser opens it.
+//! conformance tests of the Model Context Protocol (MCP), Authlib, and libraries of integration
+//! platforms. Where a client sends the user to a page, a real browser opens it.
 
 use serde_json::{Value, json};
 use url::Url;
 
 use crate::faults::run_admin_command;
 use crate::fixture::{
-    Browser, Chromium, PASSWORD, Script, TestApp, TestUser, free_port,
+    Browser, Chromium, PASSWORD, Script, TestApp, TestClient, TestUser, free_port,
     oauth::{CALLBACK, OAuthClient, OAuthExt},
 };
 
@@ -54,7 +54,7 @@ async fn oauth4webapi_completes_all_flows() {
     script.expect_success().await;
 }
 
-/// A small MCP server and two versions of the SDK's client: discovery, registration, consent,
+/// A small MCP server and its clients. Two versions of the SDK: discovery, registration, consent,
 /// refresh and a step up to a wider scope.
 #[tokio::test(flavor = "multi_thread")]
 async fn mcp_sdk_clients_connect_to_mcp_server() {
@@ -94,6 +94,32 @@ async fn mcp_sdk_clients_connect_to_mcp_server() {
         .await
         .expect_status(200);
     assert_eq!(grants["total"], 4);
+
+    // mcp-remote, with which desktop assistants connect, keeps its tokens in a folder.
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = [&*resource, folder.path().to_str().unwrap()];
+    let mut client = Script::node("mcp_remote.mjs", &arguments, &[]);
+    chromium.open(&client.read_line_after("AUTHORIZE").await).await;
+    chromium.wait_for_text("/oauth/authorize", "Authorize MCP CLI Proxy?").await;
+    chromium.click("button[value=allow]").await;
+    for word in ["WHOAMI", "AGAIN"] {
+        let identity = client.read_line_after(word).await;
+        assert!(identity.contains(&dana.user_id), "{identity}");
+    }
+    client.expect_success().await;
+
+    // The Python SDK.
+    let mut client = Script::python("drive_mcp.py", &[&resource, CALLBACK], &[]);
+    let url: Url = client.read_line_after("AUTHORIZE").await.parse().unwrap();
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    let page = browser.get(&url[url::Position::BeforePath..]).await;
+    let answer = browser.submit_consent(&page, &[]).await;
+    client.send_line(answer.redirect_target().unwrap()).await;
+    for word in ["WHOAMI", "REFRESHED"] {
+        let identity = client.read_line_after(word).await;
+        assert!(identity.contains(&dana.user_id), "{identity}");
+    }
+    client.expect_success().await;
 }
 
 /// The server introspects each token with a client that the operator created for it, so it rejects
@@ -171,6 +197,26 @@ async fn authlib_completes_all_flows() {
     let mut script = Script::python("drive_authlib.py", &[&app.url, CALLBACK], &variables);
     let mut browser = Browser::signed_in(&app, &dana.email).await;
     for _ in 0..6 {
+        let url: Url = script.read_line_after("AUTHORIZE").await.parse().unwrap();
+        let page = browser.get(&url[url::Position::BeforePath..]).await;
+        let answer =
+            if page.status == 303 { page } else { browser.submit_consent(&page, &[]).await };
+        script.send_line(answer.redirect_target().unwrap()).await;
+    }
+    script.expect_success().await;
+}
+
+/// zapier-platform-core, n8n's oauth2-client and simple-oauth2 with a workspace client.
+#[tokio::test(flavor = "multi_thread")]
+async fn libraries_of_integration_platforms_complete_code_flow() {
+    let app = TestClient::shared();
+    let dana = app.register("acme").await;
+    let client = app.register_confidential_client().await;
+    let variables =
+        [("CLIENT_ID", &*client.id), ("CLIENT_SECRET", client.secret.as_deref().unwrap())];
+    let mut script = Script::node("code_clients.mjs", &[&app.url, CALLBACK], &variables);
+    let mut browser = Browser::signed_in(&app, &dana.email).await;
+    for _ in 0..5 {
         let url: Url = script.read_line_after("AUTHORIZE").await.parse().unwrap();
         let page = browser.get(&url[url::Position::BeforePath..]).await;
         let answer =
