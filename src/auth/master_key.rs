@@ -219,7 +219,7 @@ mod tests {
         let sealing = keys(1, &[]).signing_key_sealing().unwrap();
         let sealed = sealing.seal(&env, b"kid", &[9; 32]).unwrap();
         assert!(!sealed.windows(8).any(|part| part == [9; 8]));
-        assert_eq!(*sealing.open(b"kid", &sealed).unwrap(), [9; 32]);
+        assert_eq!(**sealing.open(b"kid", &sealed).unwrap(), [9; 32]);
         assert!(sealing.open(b"other", &sealed).is_none());
         assert!(sealing.open(b"kid", &sealed[..5]).is_none());
         assert!(sealing.open(b"kid", &[]).is_none());
@@ -237,7 +237,7 @@ mod tests {
         assert!(!ring.is_current(&sealed));
         let renewed = ring.seal(&env, b"kid", &ring.open(b"kid", &sealed).unwrap()).unwrap();
         assert!(ring.is_current(&renewed));
-        assert_eq!(*new.open(b"kid", &renewed).unwrap(), [9; 32]);
+        assert_eq!(**new.open(b"kid", &renewed).unwrap(), [9; 32]);
         assert!(old.open(b"kid", &renewed).is_none());
         // The id of a key is authenticated by the decryption.
         let relabeled = [&renewed[..8], &sealed[8..]].concat();

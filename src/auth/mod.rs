@@ -86,7 +86,7 @@ use crate::{
 pub struct Auth {
     /// Store, clock, audit writer and fence, shared by all services.
     pub(crate) context: Arc<ServiceContext>,
-    /// The keys that sign access tokens and checkpoints.
+    /// The keys that sign tokens and checkpoints.
     pub signing_keys: Arc<SigningKeys>,
     /// Checkpoints of audit logs.
     pub checkpoints: Arc<Checkpoints>,
@@ -170,6 +170,7 @@ impl Auth {
                 context.store.clone(),
                 master_keys.signing_key_sealing()?,
                 context.env.clone(),
+                settings.tokens,
                 caches.tokens.clone(),
             )
             .await?,

@@ -1,4 +1,4 @@
-//! Sealing: secrets of 32 bytes that are stored encrypted, with AES-256-GCM.
+//! Sealing: secrets that are stored encrypted, with AES-256-GCM.
 //!
 //! A sealed secret is the id of its key, a nonce, and the ciphertext with its tag. It is valid only
 //! with the context that it was sealed for, such as the id of its row. So an attacker who can write
@@ -49,7 +49,7 @@ impl SealingKeys {
     ///
     /// # Errors
     /// [`AuthError::Internal`] if the cryptographic library fails.
-    pub fn seal(&self, env: &Env, context: &[u8], secret: &[u8; 32]) -> Result<Vec<u8>, AuthError> {
+    pub fn seal(&self, env: &Env, context: &[u8], secret: &[u8]) -> Result<Vec<u8>, AuthError> {
         let SealingKey { id, key } = self.0.current();
         let nonce: [u8; NONCE_LEN] = env.entropy.bytes();
         let mut sealed = Zeroizing::new(secret.to_vec());
@@ -62,7 +62,7 @@ impl SealingKeys {
         Ok([&id[..], &nonce[..], &sealed[..]].concat())
     }
 
-    /// Creates a random secret. Returns it with its sealed form.
+    /// Creates a random secret of 32 bytes. Returns it with its sealed form.
     ///
     /// # Errors
     /// As [`Self::seal`].
@@ -72,23 +72,24 @@ impl SealingKeys {
         context: &[u8],
     ) -> Result<(Zeroizing<[u8; 32]>, Vec<u8>), AuthError> {
         let secret: Zeroizing<[u8; 32]> = Zeroizing::new(env.entropy.bytes());
-        let sealed = self.seal(env, context, &secret)?;
+        let sealed = self.seal(env, context, &*secret)?;
         Ok((secret, sealed))
     }
 
     /// Decrypts a sealed secret. `None` if it is of another key or context.
     #[must_use]
-    pub fn open(&self, context: &[u8], sealed: &[u8]) -> Option<Zeroizing<[u8; 32]>> {
+    pub fn open(&self, context: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (id, sealed) = sealed.split_first_chunk::<KEY_ID_LEN>()?;
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
         let SealingKey { key, .. } = self.0.iter().find(|key| key.id == *id)?;
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let mut buffer = Zeroizing::new(sealed.to_vec());
-        let plain = key.open_in_place(nonce, Aad::from(context), &mut buffer).ok()?;
-        Some(Zeroizing::new(plain.try_into().ok()?))
+        let len = key.open_in_place(nonce, Aad::from(context), &mut buffer).ok()?.len();
+        buffer.truncate(len);
+        Some(buffer)
     }
 
-    /// Decrypts a sealed secret that this deployment has stored.
+    /// Decrypts a sealed secret of 32 bytes that this deployment has stored.
     ///
     /// # Errors
     /// [`AuthError::Internal`] if it is of another key or context. It is no proof that a
@@ -98,7 +99,8 @@ impl SealingKeys {
         context: &[u8],
         sealed: &[u8],
     ) -> Result<Zeroizing<[u8; 32]>, AuthError> {
-        self.open(context, sealed).ok_or(UNKNOWN_KEY)
+        let secret = self.open(context, sealed).ok_or(UNKNOWN_KEY)?;
+        Ok(Zeroizing::new(secret.as_slice().try_into().map_err(|_| UNKNOWN_KEY)?))
     }
 
     /// True if a secret is sealed under the current key.

@@ -160,8 +160,7 @@ impl TokenIssuer {
             sid,
             session_generation,
         };
-        let signed = self.signing_keys.current().sign_access_token(&claims);
-        signed.map_err(|_| AuthError::Internal("cannot sign an access token"))
+        self.signing_keys.current().sign_access_token(&claims)
     }
 
     /// Lifetime of an access token.

@@ -19,6 +19,7 @@ use crate::{
         Auth,
         accounts::NewAccount,
         api_keys::{CreateKeyParams, KeyOwner},
+        signing_keys::Activation,
     },
     config::Settings,
     env::Env,
@@ -242,16 +243,23 @@ pub enum OAuthClientsCommand {
 pub enum SigningKeysCommand {
     /// List all signing keys and their state.
     List,
-    /// Create a new signing key, which every node uses within ten seconds. Tokens signed by the
-    /// other keys stay valid.
+    /// Create a new signing key. It is published at once, and signs when no cache of the key set
+    /// lacks it. Tokens signed by the other keys stay valid.
     Rotate {
         /// Create a key that signs audit checkpoints, not access tokens.
         #[arg(long)]
         checkpoints: bool,
+        /// Create a key that signs the ID tokens of clients that ask for RS256.
+        #[arg(long, conflicts_with = "checkpoints")]
+        id_tokens: bool,
+        /// Sign with the new key within ten seconds, for emergencies. Servers that cache the key
+        /// set reject its tokens until they fetch it again.
+        #[arg(long)]
+        now: bool,
     },
     /// Retire a key that signs tokens. Its tokens become invalid within ten seconds. After a
-    /// rotation, first wait for the lifetime of an access token; otherwise clients must refresh
-    /// theirs at once.
+    /// rotation, first wait until the new key signs, and then for the lifetime of an access token;
+    /// otherwise clients must refresh theirs at once.
     Retire {
         /// `kid` of the key.
         id: SigningKeyId,
@@ -498,23 +506,35 @@ async fn signing_keys(auth: &Auth, command: SigningKeysCommand) -> Result<Value,
             let keys = keys.iter().map(|key| {
                 let state = match key.retired_at {
                     Some(_) => "retired",
-                    None if current.is_signing(&key.id.to_string()) => "signs",
+                    None if current.is_signing(key.id) => "signs",
+                    None if auth.context.env.clock.now() < key.signs_at => "published",
                     None => "verifies",
                 };
                 json!({
                     "id": key.id,
                     "purpose": key.purpose.as_str(),
+                    "algorithm": key.algorithm.as_str(),
                     "state": state,
                     "created_at": timestamp::format(key.created_at),
+                    "signs_at": timestamp::format(key.signs_at),
                     "retired_at": key.retired_at.map(timestamp::format),
                 })
             });
             Ok(json!({ "signing_keys": keys.collect::<Vec<_>>() }))
         }
-        SigningKeysCommand::Rotate { checkpoints } => {
-            let purpose =
-                if checkpoints { KeyPurpose::Checkpoints } else { KeyPurpose::AccessTokens };
-            Ok(json!({ "id": auth.signing_keys.rotate(purpose).await.map_err(describe)? }))
+        SigningKeysCommand::Rotate { checkpoints, id_tokens, now } => {
+            let purpose = match (checkpoints, id_tokens) {
+                (true, _) => KeyPurpose::Checkpoints,
+                (_, true) => KeyPurpose::IdTokens,
+                _ => KeyPurpose::AccessTokens,
+            };
+            let activation = if now { Activation::Now } else { Activation::AfterPublication };
+            let key = auth.signing_keys.rotate(purpose, activation).await.map_err(describe)?;
+            Ok(json!({
+                "id": key.id,
+                "algorithm": key.algorithm.as_str(),
+                "signs_at": timestamp::format(key.signs_at),
+            }))
         }
         SigningKeysCommand::Retire { id } => {
             auth.signing_keys.retire(id).await.map_err(describe)?;

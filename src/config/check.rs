@@ -7,16 +7,20 @@ use ipnet::IpNet;
 use toml::Value;
 use url::Url;
 
-use crate::model::oauth::resource;
+use crate::model::{oauth::resource, signing_key::SigningAlgorithm};
 
 use super::{
     Audit, Cache, Database, Documents, Durability, EncryptionKey, Keys, Log, Mail, MailTransport,
     MetadataDocuments, OAuth, Passwords, Pool, RateLimit, RawConfig, Redis, Registration, Rotation,
-    Server, Sessions, Settings, layers::ENV_PREFIX,
+    Server, Sessions, Settings, Tokens, layers::ENV_PREFIX,
 };
 
 /// Maximum number of `keys.previous_encryption_keys`: each is tried for each token.
 const MAX_PREVIOUS_KEYS: usize = 4;
+
+/// Minimum of `tokens.key_publication_seconds`: the `max-age` of the JWKS, and the time in which
+/// every node lists a new key.
+const MIN_KEY_PUBLICATION: i64 = 310;
 
 /// Reads typed values and collects the errors. An invalid value is `None`, and reading continues.
 pub(super) struct SettingsValidator<'a> {
@@ -30,6 +34,7 @@ impl SettingsValidator<'_> {
         let server = self.server();
         let database = self.database();
         let keys = self.keys();
+        let tokens = self.tokens();
         let sessions = self.sessions();
         let passwords = self.passwords();
         let rate_limit = self.rate_limit();
@@ -45,6 +50,7 @@ impl SettingsValidator<'_> {
             server: server?,
             database: database?,
             keys: keys?,
+            tokens: tokens?,
             sessions: sessions?,
             passwords: passwords?,
             rate_limit: rate_limit?,
@@ -259,6 +265,17 @@ impl SettingsValidator<'_> {
             keys.push(key);
         }
         Some(keys)
+    }
+
+    fn tokens(&mut self) -> Option<Tokens> {
+        let algorithms = SigningAlgorithm::ALL.map(|algorithm| (algorithm.as_str(), algorithm));
+        let signing_algorithm = self.choice("tokens.signing_algorithm", &algorithms);
+        let publication = "tokens.key_publication_seconds";
+        let key_publication = self.number(publication, MIN_KEY_PUBLICATION, 7 * 86_400);
+        Some(Tokens {
+            signing_algorithm: signing_algorithm?,
+            key_publication: Duration::from_secs(key_publication?),
+        })
     }
 
     fn sessions(&mut self) -> Option<Sessions> {

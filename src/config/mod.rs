@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use crate::model::api_key::Environment;
+use crate::model::{api_key::Environment, signing_key::SigningAlgorithm};
 
 pub use layers::{ConfigErrors, ConfigFiles, Profile, RawConfig};
 pub use mail::{Mail, MailTransport, Smtp, SmtpSecurity};
@@ -28,6 +28,8 @@ pub struct Settings {
     pub database: Database,
     /// `[keys]`
     pub keys: Keys,
+    /// `[tokens]`
+    pub tokens: Tokens,
     /// `[sessions]`
     pub sessions: Sessions,
     /// `[passwords]`
@@ -147,6 +149,15 @@ impl fmt::Debug for EncryptionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EncryptionKey(…)")
     }
+}
+
+/// `[tokens]`
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens {
+    /// The algorithm of access tokens.
+    pub signing_algorithm: SigningAlgorithm,
+    /// Time for which a new key is published before it signs.
+    pub key_publication: Duration,
 }
 
 /// The policy for creating accounts.

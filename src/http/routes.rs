@@ -164,6 +164,7 @@ pub fn route_table() -> Vec<Route> {
         GET    "/v1/users/me/tenant/members"    Admin      => members::tenant_members;
 
         GET    "/.well-known/jwks.json"         Open       => well_known::jwks;
+        GET    "/.well-known/audit-checkpoint-keys.json" Open => well_known::checkpoint_jwks;
         GET    "/.well-known/oauth-authorization-server" Open => oauth::server_metadata;
         GET    "/.well-known/oauth-protected-resource" Open => oauth::resource_metadata;
         POST   "/oauth/token"                   Open       => oauth::token;

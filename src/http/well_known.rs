@@ -13,11 +13,15 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use serde_json::Value;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::{ApiError, App, extract::Public};
-use crate::{auth::AuthError, store::DatabaseRefusal};
+use crate::{
+    auth::{AuthError, signing_keys::JWKS_MAX_AGE_SECONDS},
+    store::DatabaseRefusal,
+};
 
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -152,14 +156,27 @@ pub async fn readyz(_: Public, State(app): State<App>) -> Response {
 
 /// Get the public keys (RFC 7517)
 ///
-/// The JSON Web Key Set that verifies access tokens and audit log checkpoints. Cache it, and fetch
-/// it again when a token names an unknown `kid`.
+/// The JSON Web Key Set that verifies access tokens and ID tokens. Cache it, and fetch it again
+/// when a token names an unknown `kid`. A new key is listed for longer than `max-age` before it
+/// signs.
 #[utoipa::path(get, path = "/.well-known/jwks.json", tag = "Discovery",
     responses((status = 200, body = Object)))]
 pub async fn jwks(_: Public, State(app): State<App>) -> Response {
-    // A short cache time is safe: clients fetch the set again for an unknown `kid`.
-    let cache = [(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"))];
-    (cache, Json(app.auth.signing_keys.current().jwks())).into_response()
+    cached_jwks(app.auth.signing_keys.current().jwks())
+}
+
+/// Get the public keys of checkpoints (RFC 7517)
+///
+/// The JSON Web Key Set that verifies checkpoints of audit logs. It keeps all keys forever.
+#[utoipa::path(get, path = "/.well-known/audit-checkpoint-keys.json", tag = "Discovery",
+    responses((status = 200, body = Object)))]
+pub async fn checkpoint_jwks(_: Public, State(app): State<App>) -> Response {
+    cached_jwks(app.auth.signing_keys.current().checkpoint_jwks())
+}
+
+fn cached_jwks(keys: Value) -> Response {
+    let cache = format!("public, max-age={JWKS_MAX_AGE_SECONDS}");
+    ([(header::CACHE_CONTROL, cache)], Json(keys)).into_response()
 }
 
 /// Get this OpenAPI document

@@ -204,7 +204,7 @@ ids! {
     PasskeyId = "passkey";
     /// The id of a transaction in a workspace's wallet.
     TransactionId = "txn";
-    /// The id of a key that signs access tokens; the `kid` of the JWKS.
+    /// The id of a signing key; its `kid`.
     SigningKeyId = "sig";
     /// The id of an OAuth client; also its `client_id`, except for client metadata documents.
     ClientId = "client";

@@ -1,4 +1,4 @@
-//! Decoding of columns into the ids, roles, scopes and key purposes of the model.
+//! Decoding of columns into the ids, roles, scopes, and purposes and algorithms of keys of the model.
 
 use sqlx::{
     Decode, Postgres, Type, error::BoxDynError, postgres::PgTypeInfo, postgres::PgValueRef,
@@ -11,7 +11,7 @@ use crate::model::{
         SessionId, SigningKeyId, TransactionId, UserId, WorkspaceId,
     },
     scope::{Role, Scope},
-    signing_key::KeyPurpose,
+    signing_key::{KeyPurpose, SigningAlgorithm},
 };
 
 macro_rules! from_uuid {
@@ -65,4 +65,4 @@ from_uuid!(
     UserId,
     WorkspaceId
 );
-from_text!(KeyPurpose, Role, Scope);
+from_text!(KeyPurpose, Role, Scope, SigningAlgorithm);

@@ -53,8 +53,7 @@ pub const FACTOR_KEYS: SealedColumn = SealedColumn {
 pub const SIGNING_KEYS: SealedColumn = SealedColumn {
     table: "signing_keys",
     key: "id",
-    context: "uuid_send(id) || CASE purpose WHEN 'checkpoints' THEN convert_to(purpose, 'UTF8') \
-              ELSE '' END",
+    context: "uuid_send(id) || convert_to(purpose || ' ' || algorithm, 'UTF8')",
     column: "sealed_private_key",
 };
 

@@ -8,40 +8,48 @@ use time::OffsetDateTime;
 use super::{Store, StoreError};
 use crate::model::{
     id::{Id, SigningKeyId},
-    signing_key::{KeyPurpose, SigningKeyMetadata, StoredSigningKey},
+    signing_key::{KeyPurpose, SigningAlgorithm, SigningKeyMetadata, StoredSigningKey},
 };
 
 impl Store {
-    /// Returns the active keys, newest first. All of them verify; the newest of each purpose signs.
+    /// Returns the active keys, newest first. All of them verify.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
     pub async fn list_active_signing_keys(&self) -> Result<Vec<StoredSigningKey>, StoreError> {
         Ok(sqlx::query_as!(
             StoredSigningKey,
-            r#"SELECT id AS "id: SigningKeyId", purpose AS "purpose: KeyPurpose", public_key,
-                      sealed_private_key, created_at
+            r#"SELECT id AS "id: SigningKeyId", purpose AS "purpose: KeyPurpose",
+                      algorithm AS "algorithm: SigningAlgorithm", sealed_private_key, created_at,
+                      signs_at
                FROM signing_keys WHERE retired_at IS NULL ORDER BY created_at DESC, id DESC"#,
         )
         .fetch_all(&self.pools.background())
         .await?)
     }
 
-    /// Inserts the first signing key of its purpose, unless another node was faster.
+    /// Inserts a signing key, unless there is an active one of its purpose and algorithm, such as
+    /// that of a node that was faster.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
-    pub async fn insert_first_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
+    pub async fn insert_missing_signing_key(
+        &self,
+        key: &StoredSigningKey,
+    ) -> Result<(), StoreError> {
         let mut tx = self.begin_key_change().await?;
         sqlx::query!(
-            "INSERT INTO signing_keys (id, purpose, public_key, sealed_private_key, created_at)
-             SELECT $1, $2, $3, $4, $5
-             WHERE NOT EXISTS (SELECT FROM signing_keys WHERE purpose = $2 AND retired_at IS NULL)",
+            "INSERT INTO signing_keys (id, purpose, algorithm, sealed_private_key, created_at,
+                                       signs_at)
+             SELECT $1, $2, $3, $4, $5, $6
+             WHERE NOT EXISTS (SELECT FROM signing_keys
+                               WHERE purpose = $2 AND algorithm = $3 AND retired_at IS NULL)",
             key.id.uuid(),
             key.purpose.as_str(),
-            key.public_key,
+            key.algorithm.as_str(),
             key.sealed_private_key,
             key.created_at,
+            key.signs_at,
         )
         .execute(&mut *tx)
         .await?;
@@ -55,20 +63,23 @@ impl Store {
     /// [`StoreError`] if the query fails.
     pub async fn insert_signing_key(&self, key: &StoredSigningKey) -> Result<(), StoreError> {
         sqlx::query!(
-            "INSERT INTO signing_keys (id, purpose, public_key, sealed_private_key, created_at)
-             VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO signing_keys (id, purpose, algorithm, sealed_private_key, created_at,
+                                       signs_at)
+             VALUES ($1, $2, $3, $4, $5, $6)",
             key.id.uuid(),
             key.purpose.as_str(),
-            key.public_key,
+            key.algorithm.as_str(),
             key.sealed_private_key,
             key.created_at,
+            key.signs_at,
         )
         .execute(&self.pools.background())
         .await?;
         Ok(())
     }
 
-    /// Retires a key for access tokens. False if it is not active, or is the only active one.
+    /// Retires a key for tokens. False if it is not active, or is the only active one of its
+    /// purpose.
     ///
     /// # Errors
     /// [`StoreError`] if the query fails.
@@ -80,7 +91,7 @@ impl Store {
         let mut tx = self.begin_key_change().await?;
         let result = sqlx::query!(
             "UPDATE signing_keys key SET retired_at = $2
-             WHERE id = $1 AND purpose = 'access tokens' AND retired_at IS NULL AND EXISTS (
+             WHERE id = $1 AND purpose <> 'checkpoints' AND retired_at IS NULL AND EXISTS (
                  SELECT FROM signing_keys other WHERE other.id <> $1 AND other.purpose = key.purpose
                      AND other.retired_at IS NULL)",
             id.uuid(),
@@ -99,8 +110,8 @@ impl Store {
     pub async fn list_all_signing_keys(&self) -> Result<Vec<SigningKeyMetadata>, StoreError> {
         Ok(sqlx::query_as!(
             SigningKeyMetadata,
-            r#"SELECT id AS "id: SigningKeyId", purpose AS "purpose: KeyPurpose", created_at,
-                      retired_at
+            r#"SELECT id AS "id: SigningKeyId", purpose AS "purpose: KeyPurpose",
+                      algorithm AS "algorithm: SigningAlgorithm", created_at, signs_at, retired_at
                FROM signing_keys ORDER BY created_at DESC, id DESC"#,
         )
         .fetch_all(&self.pools.background())

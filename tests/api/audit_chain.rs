@@ -6,10 +6,12 @@ use call2me_auth::{
         Retention,
         verifier::{Problem, VerificationReport, verify},
     },
+    auth::signing_keys::Activation,
     env::Clock as _,
     model::{
         audit::{Action, Actor, ChainHash, Checkpoint, EventDigest, NewEvent, SignedCheckpoint},
         id::{EventId, WorkspaceId},
+        signing_key::KeyPurpose,
         timestamp,
     },
 };
@@ -404,9 +406,8 @@ async fn checkpoint_is_accepted_only_as_signed() {
     // A checkpoint is not accepted as an access token.
     app.get("/v1/agents").bearer(&signed.signature).send().await.assert_error(401, "unauthorized");
     // A new key signs from now on. The previous key is still published and accepted.
-    let new_key =
-        auth.signing_keys.rotate(call2me_auth::model::signing_key::KeyPurpose::Checkpoints);
-    let new_key = new_key.await.unwrap();
+    let new_key = auth.signing_keys.rotate(KeyPurpose::Checkpoints, Activation::Now);
+    let new_key = new_key.await.unwrap().id;
     app.clock.advance(std::time::Duration::from_secs(10));
     let kid = |signed: &SignedCheckpoint| {
         jsonwebtoken::decode_header(&signed.signature).unwrap().kid.unwrap()
@@ -418,9 +419,12 @@ async fn checkpoint_is_accepted_only_as_signed() {
     .await;
     for signed in [&signed, &new_checkpoint] {
         auth.checkpoints.verify(signed).unwrap();
-        let jwks = app.get("/.well-known/jwks.json").send().await.expect_status(200);
-        let keys = jwks["keys"].as_array().unwrap();
-        assert!(keys.iter().any(|key| key["kid"] == kid(signed)), "{jwks:#}");
+        let lists_key = async |path: &str| {
+            let jwks = app.get(path).send().await.expect_status(200);
+            jwks["keys"].as_array().unwrap().iter().any(|key| key["kid"] == kid(signed))
+        };
+        assert!(lists_key("/.well-known/audit-checkpoint-keys.json").await);
+        assert!(!lists_key("/.well-known/jwks.json").await);
     }
     // A key that signs checkpoints cannot be retired.
     assert!(auth.signing_keys.retire(kid(&signed).parse().unwrap()).await.is_err());

@@ -144,7 +144,8 @@ async fn independent_verifier_detects_tampering() {
     let checkpoint = app.get("/v1/audit-log/checkpoint").bearer(&dana.access_token).send().await;
     let checkpoint_text = checkpoint.text.clone();
     let checkpoint = checkpoint.expect_status(200);
-    let jwks = write("jwks.json", &app.get("/.well-known/jwks.json").send().await.text).await;
+    let keys = app.get("/.well-known/audit-checkpoint-keys.json").send().await.text;
+    let keys = write("keys.json", &keys).await;
     // Export again if the first export ended before the checkpoint.
     let checkpoint_sequence = checkpoint["sequence"].as_i64().unwrap();
     let proof = if i64::try_from(proof.lines().count()).unwrap() >= checkpoint_sequence {
@@ -155,7 +156,7 @@ async fn independent_verifier_detects_tampering() {
     assert!(proof.lines().count() > 1100);
     let checkpoint = write("checkpoint.json", &checkpoint_text).await;
     let intact = write("proof.ndjson", &proof).await;
-    let (is_valid, text) = run_verifier(&[&intact, &jwks, &checkpoint]).await;
+    let (is_valid, text) = run_verifier(&[&intact, &keys, &checkpoint]).await;
     assert!(is_valid, "{text}");
 
     // Every change, removal, reordering and truncation must be detected.
@@ -183,14 +184,14 @@ async fn independent_verifier_detects_tampering() {
         ("truncated", truncated, "cut off"),
     ] {
         let path = write(name, &(lines.join("\n") + "\n")).await;
-        let (is_valid, text) = run_verifier(&[&path, &jwks, &checkpoint]).await;
+        let (is_valid, text) = run_verifier(&[&path, &keys, &checkpoint]).await;
         assert!(!is_valid && text.contains(expected), "{name}: {text}");
     }
     // A forged checkpoint.
     let mut forged: Value = serde_json::from_str(&checkpoint_text).unwrap();
     forged["hash"] = json!("0".repeat(64));
     let forged = write("forged.json", &forged.to_string()).await;
-    let (is_valid, text) = run_verifier(&[&intact, &jwks, &forged]).await;
+    let (is_valid, text) = run_verifier(&[&intact, &keys, &forged]).await;
     assert!(!is_valid && text.contains("signature"), "{text}");
 
     // An export that starts after a checkpoint is verified against that checkpoint.
@@ -200,6 +201,6 @@ async fn independent_verifier_detects_tampering() {
     let first: Value = serde_json::from_str(tail.lines().next().unwrap()).unwrap();
     assert_eq!(first["sequence"], checkpoint_sequence + 1);
     let tail = write("rest.ndjson", &tail).await;
-    let (is_valid, text) = run_verifier(&[&tail, &jwks, &checkpoint]).await;
+    let (is_valid, text) = run_verifier(&[&tail, &keys, &checkpoint]).await;
     assert!(is_valid, "{text}");
 }

@@ -828,8 +828,8 @@ async fn times_that_no_node_can_read_are_refused() {
                  sha256('k'), 'a', 'b', '{{}}', '{time}', NULL, NULL, NULL, NULL, NULL)"
         ));
         statements.push(format!(
-            "INSERT INTO signing_keys (id, public_key, sealed_private_key, created_at)
-             VALUES (gen_random_uuid(), sha256('x'), decode(repeat('00', 68), 'hex'), '{time}')"
+            "INSERT INTO signing_keys VALUES (gen_random_uuid(), 'access tokens', 'EdDSA',
+                                              decode(repeat('00', 68), 'hex'), '{time}', now())"
         ));
     }
     assert_all_refused(&app, &mallory, &statements).await;

@@ -456,8 +456,9 @@ async fn injected_signing_key_is_ignored() {
     // One key is older than the genuine one, and one is newer.
     for moment in ["2020-01-01", "2099-01-01"] {
         let sql = format!(
-            "INSERT INTO signing_keys VALUES (gen_random_uuid(), sha256('x'),
-                                              decode(repeat('00', 68), 'hex'), '{moment}')"
+            "INSERT INTO signing_keys VALUES (gen_random_uuid(), 'access tokens', 'EdDSA',
+                                              decode(repeat('00', 68), 'hex'), '{moment}',
+                                              '{moment}')"
         );
         connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
     }

@@ -77,6 +77,7 @@ mod server;
 mod sessions;
 mod shared_limits;
 mod sign_in_throttling;
+mod signing_keys;
 mod static_content;
 mod tasks;
 mod third_party_clients;

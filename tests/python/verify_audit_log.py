@@ -1,6 +1,6 @@
 """Verifies an audit log that was exported with proof=true, as docs/audit-log.md describes.
 
-    verify_audit_log.py PROOF.ndjson JWKS.json CHECKPOINT.json ...
+    verify_audit_log.py PROOF.ndjson KEYS.json CHECKPOINT.json ...
 
 This shares no code with the service: it is what a customer would write.
 """
@@ -40,13 +40,13 @@ def decode(text):
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def verify_checkpoint(checkpoint, jwks):
+def verify_checkpoint(checkpoint, key_set):
     """Verifies the signature of a checkpoint and returns its content (RFC 7515, RFC 8037)."""
     head, payload, signature = checkpoint["signature"].split(".")
     header = json.loads(decode(head))
     assert header["typ"] == "audit-checkpoint+jws", "the signature is not that of a checkpoint"
     assert header["alg"] == "EdDSA", "the signature has an unexpected algorithm"
-    key = next(key for key in jwks["keys"] if key["kid"] == header["kid"])
+    key = next(key for key in key_set["keys"] if key["kid"] == header["kid"])
     try:
         Ed25519PublicKey.from_public_bytes(decode(key["x"])).verify(
             decode(signature), f"{head}.{payload}".encode()
@@ -59,13 +59,13 @@ def verify_checkpoint(checkpoint, jwks):
     return signed_content
 
 
-def main(proof_path, jwks_path, *checkpoint_paths):
-    with open(jwks_path) as file:
-        jwks = json.load(file)
+def main(proof_path, keys_path, *checkpoint_paths):
+    with open(keys_path) as file:
+        key_set = json.load(file)
     checkpoints = {}
     for path in checkpoint_paths:
         with open(path) as file:
-            checkpoint = verify_checkpoint(json.load(file), jwks)
+            checkpoint = verify_checkpoint(json.load(file), key_set)
         workspace_id = checkpoint["workspace_id"]
         checkpoints[checkpoint["sequence"]] = checkpoint["hash"]
     # Known hashes of the chain before the first line: at its start, and at the checkpoints.

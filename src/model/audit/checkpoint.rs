@@ -30,7 +30,7 @@ pub struct SignedCheckpoint {
     #[serde(flatten)]
     pub checkpoint: Checkpoint,
     /// A JWS in compact form (RFC 7515, section 3.1) whose payload is the checkpoint. Its key is
-    /// in the JWKS and stays there.
+    /// in `/.well-known/audit-checkpoint-keys.json` and stays there.
     pub signature: String,
 }
 
