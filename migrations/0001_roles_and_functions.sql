@@ -374,8 +374,8 @@ CREATE FUNCTION require_signed_decision(p_purpose text, p_values bytea, p_key_id
     END
     $$;
 
--- As require_signed_decision(), for a decision of the last 30 seconds: a MAC that leaks is of no use
--- later. `p_issued_at` is its time in microseconds since 1970, which follows the values.
+-- As require_signed_decision(), for a decision of the last 30 seconds: a MAC that leaks is of no
+-- use later. `p_issued_at` is its time in microseconds since 1970, which follows the values.
 CREATE FUNCTION require_fresh_decision(p_purpose text, p_values bytea, p_issued_at bigint,
                                        p_key_id bytea, p_mac bytea)
     RETURNS void

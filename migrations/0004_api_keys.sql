@@ -157,9 +157,9 @@ CREATE TRIGGER api_keys_record_given_access
     WHEN (NEW.widened_by_user_id IS NOT NULL OR NEW.widened_by_key_id IS NOT NULL)
     EXECUTE FUNCTION record_given_access();
 
--- Trigger function: a revoked key that gave nothing leads nowhere, so nothing needs to know who gave
--- it access. A workspace has few other keys, but any number of these. A revoked key gives nothing
--- later.
+-- Trigger function: a revoked key that gave nothing leads nowhere, so nothing needs to know who
+-- gave it access. A workspace has few other keys, but any number of these. A revoked key gives
+-- nothing later.
 CREATE FUNCTION forget_access_of_revoked_key() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$

@@ -323,10 +323,10 @@ CREATE FUNCTION get_or_create_own_grant(
 -- Clients without a workspace
 
 -- Stores a client that registers itself. Only clients without a grant that were created after
--- `p_counted_since` count. Over the limit of its subnet, the oldest of the subnet is deleted. At the
--- overall limit, the oldest that are older than an hour are deleted, so that no subnet can keep
--- others from registering; false if there are none. What is deleted is decided here, so that
--- injected SQL cannot delete the clients of others.
+-- `p_counted_since` count. Over the limit of its subnet, the oldest of the subnet is deleted. At
+-- the overall limit, the oldest that are older than an hour are deleted, so that no subnet can
+-- keep others from registering; false if there are none. What is deleted is decided here, so
+-- that injected SQL cannot delete the clients of others.
 CREATE FUNCTION register_oauth_client(
     p_id uuid, p_name text, p_redirect_uris text[], p_auth_method text, p_grant_types text[],
     p_scope text, p_client_uri text, p_now timestamptz, p_secret_id uuid, p_secret_digest bytea,
@@ -401,8 +401,8 @@ CREATE FUNCTION store_oauth_metadata_document(
 ------------------------------------------------------------------------------------------------
 -- Authorization requests
 
--- Keeps a request. Over the limit of its subnet, the oldest request of the subnet is deleted. Returns
--- false if too many are kept overall.
+-- Keeps a request. Over the limit of its subnet, the oldest request of the subnet is deleted.
+-- Returns false if too many are kept overall.
 CREATE FUNCTION keep_oauth_authorization_request(
     p_id uuid, p_query text, p_now timestamptz, p_expires_at timestamptz, p_subnet inet
 ) RETURNS boolean
@@ -605,10 +605,10 @@ CREATE FUNCTION max_pruned_oauth_rows() RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT 1000::bigint $$;
 
--- Deletes kept authorization requests that expired, and device authorizations, authorization codes
--- that were never redeemed, and client secrets that expired more than a day ago. A secret that a
--- key added stays as long as the client has a
--- grant from its time: the cascade of the key ends it.
+-- Deletes kept authorization requests that expired, and device authorizations, authorization
+-- codes that were never redeemed, and client secrets that expired more than a day ago. A secret
+-- that a key added stays as long as the client has a grant from its time: the cascade of the key
+-- ends it.
 CREATE FUNCTION prune_expired_oauth_codes(p_now timestamptz) RETURNS boolean
     LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp
     AS $$

@@ -23,8 +23,8 @@ CREATE POLICY documents_by_workspace ON documents TO call2me_auth_app
     USING (workspace_id = (SELECT current_workspace_id()))
     WITH CHECK (workspace_id = (SELECT current_workspace_id()));
 
--- The number and the size of the documents of each workspace, for its limits. A trigger counts them.
--- Writers of one workspace take turns from their statement to their commit.
+-- The number and the size of the documents of each workspace, for its limits. A trigger counts
+-- them. Writers of one workspace take turns from their statement to their commit.
 CREATE TABLE document_usage (
     workspace_id uuid PRIMARY KEY,
     -- NULL: the workspace was deleted.

@@ -1,5 +1,5 @@
-//! Access that outlasts a key that is revoked, or a member that is removed or demoted: for the audit
-//! event and the email that name it.
+//! Access that outlasts a key that is revoked, or a member that is removed or demoted: for the
+//! audit event and the email that name it.
 
 use std::collections::BTreeMap;
 

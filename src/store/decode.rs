@@ -1,4 +1,5 @@
-//! Decoding of columns into the ids, roles, scopes, and purposes and algorithms of keys of the model.
+//! Decoding of columns into the ids, roles, scopes, and purposes and algorithms of keys of the
+//! model.
 
 use sqlx::{
     Decode, Postgres, Type, error::BoxDynError, postgres::PgTypeInfo, postgres::PgValueRef,

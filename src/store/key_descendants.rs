@@ -176,8 +176,8 @@ pub async fn has_active_client(
     .await?)
 }
 
-/// Revokes up to `limit` of these keys that are not revoked, the oldest first: a key is revoked before
-/// those that it made. Returns their ids and names; another call continues.
+/// Revokes up to `limit` of these keys that are not revoked, the oldest first: a key is revoked
+/// before those that it made. Returns their ids and names; another call continues.
 ///
 /// # Errors
 /// [`StoreError`] if the query fails.

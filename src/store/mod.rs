@@ -109,8 +109,8 @@ pub use transactions::Tx;
 /// The PostgreSQL role that the service works as. Migrations create it; it owns no objects.
 pub const APP_ROLE: &str = "call2me_auth_app";
 
-/// Number of transactions that one workspace, and one user, may have open on a node, if the pool has
-/// at most 16 connections.
+/// Number of transactions that one workspace, and one user, may have open on a node, if the pool
+/// has at most 16 connections.
 const PER_TENANT: u32 = 4;
 
 /// The connection pools of the service. Their connections work as [`APP_ROLE`]. Cheap to clone.
@@ -237,8 +237,8 @@ fn session_options(connect: PgConnectOptions, options: &Pool) -> PgConnectOption
     let connect = connect
         .application_name("call2me-auth")
         .options([("statement_timeout", millis(options.statement_timeout))])
-        // Shorter than the time for which others wait for a connection: a transaction that waits for
-        // a lock must not keep them from one.
+        // Shorter than the time for which others wait for a connection: a transaction that waits
+        // for a lock must not keep them from one.
         .options([("lock_timeout", millis(lock_timeout(options)))])
         .options([("idle_in_transaction_session_timeout", "60000")])
         // The pools keep idle connections. Those of a lookup or a lease are not tested before use.

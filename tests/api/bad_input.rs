@@ -196,7 +196,7 @@ async fn unknown_query_parameter_of_change_is_rejected() {
         ("GET", format!("{path}?if_quite=true"), 200),
         ("HEAD", format!("{path}?x"), 200),
         ("POST", "/v1/auth/verify/agents?limit=x".to_owned(), 200),
-        ("POST", "/oauth/revoke?x=y".to_owned(), 401),
+        ("POST", "/oauth/revoke?x=y".to_owned(), 415),
     ] {
         let answer = app.request(method, &path).bearer(&key.secret).send().await;
         assert_eq!(answer.status, status, "{method} {path}: {}", answer.text);

@@ -29,7 +29,7 @@ fn workspace_id(user: &TestUser) -> String {
     format!("(SELECT last_workspace_id FROM users WHERE email = '{}')", user.email)
 }
 
-/// Inserts active grants of a user to the newest client, with a millisecond between two of them.
+/// Inserts active grants of a user to the newest client, with a second between two of them.
 /// `redeemed_at` is an SQL expression.
 async fn insert_grants(app: &TestApp, user: &TestUser, count: u32, redeemed_at: &str) {
     let (user, workspace) = (user_id(user), workspace_id(user));
@@ -39,7 +39,7 @@ async fn insert_grants(app: &TestApp, user: &TestUser, count: u32, redeemed_at: 
             "INSERT INTO oauth_grants (id, client_id, workspace_id, user_id, scope, resources,
                                        created_at, redeem_by, redeemed_at, last_used_at,
                                        refresh_seed)
-             SELECT overlay(uuidv7_lower_bound(now() - n * interval '1 ms')::text
+             SELECT overlay(uuidv7_lower_bound(now() - n * interval '1 s')::text
                             PLACING left(gen_random_uuid()::text, 8) FROM 29)::uuid,
                     (SELECT id FROM oauth_clients ORDER BY created_at DESC LIMIT 1),
                     {workspace}, {user}, 'read-only', '{{x}}', now(), now(), {redeemed_at},
@@ -50,7 +50,7 @@ async fn insert_grants(app: &TestApp, user: &TestUser, count: u32, redeemed_at: 
     .await;
 }
 
-/// Inserts active sessions of a user, with a millisecond between two of them.
+/// Inserts active sessions of a user, with a second between two of them.
 async fn insert_sessions(app: &TestApp, user: &TestUser, count: u32) {
     let (user, workspace) = (user_id(user), workspace_id(user));
     execute(
@@ -58,7 +58,7 @@ async fn insert_sessions(app: &TestApp, user: &TestUser, count: u32) {
         format!(
             "INSERT INTO sessions (id, user_id, workspace_id, created_at, last_seen_at, refresh_seed,
                                    refreshed_at, cookie_digest, expires_at)
-             SELECT overlay(uuidv7_lower_bound(now() - n * interval '1 ms')::text
+             SELECT overlay(uuidv7_lower_bound(now() - n * interval '1 s')::text
                             PLACING left(gen_random_uuid()::text, 8) FROM 29)::uuid,
                     {user}, {workspace}, now(), now(), decode(repeat('00', 68), 'hex'), now(),
                     decode(repeat('00', 32), 'hex'), now() + interval '1 day'

@@ -133,6 +133,7 @@ async fn service_role_sees_only_its_workspace() {
         ("key_usage_clients", "workspace_id"),
         ("quiet_confirmations", "workspace_id"),
         ("documents", "workspace_id"),
+        ("document_usage", "workspace_id"),
         ("wallet_transactions", "workspace_id"),
         ("oauth_clients", "workspace_id"),
         ("oauth_client_secrets", "client_id"),

@@ -1,7 +1,7 @@
 //! A limit on the access that API keys of a workspace give within a day.
 //!
-//! A leaked admin key could otherwise create and widen keys until the list of what it gave takes too
-//! long to be read. Users are not limited: after a leak they replace keys.
+//! A leaked admin key could otherwise create and widen keys until the list of what it gave takes
+//! too long to be read. Users are not limited: after a leak they replace keys.
 
 use time::Duration;
 
@@ -11,12 +11,13 @@ use crate::{
     store::{self, Tx},
 };
 
-/// Maximum number of keys that the API keys of a workspace may create, enable or widen, and of roles
-/// that they may raise, within 24 hours. Keys that were revoked and gave nothing do not count.
+/// Maximum number of keys that the API keys of a workspace may create, enable or widen, and of
+/// roles that they may raise, within 24 hours. Keys that were revoked and gave nothing do not
+/// count.
 const MAX_GIVEN_PER_DAY: i64 = 2_000;
 
-/// Checks that a caller may give access to another key or member, if it is an API key. The workspace
-/// is locked.
+/// Checks that a caller may give access to another key or member, if it is an API key. The
+/// workspace is locked.
 ///
 /// # Errors
 /// [`AuthError::Conflict`] at the limit.

@@ -134,7 +134,8 @@ pub struct TokenForm {
 #[utoipa::path(post, path = "/oauth/token", tag = "OAuth",
     request_body(content = TokenForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = OAuthTokenBody), (status = 400, body = OAuthErrorBody),
-              (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
+              (status = 401, body = OAuthErrorBody),
+              (status = 415, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
               (status = 503, body = OAuthErrorBody)))]
 pub async fn token(
     public: Public,
@@ -245,7 +246,8 @@ pub struct RevocationBody {}
 #[utoipa::path(post, path = "/oauth/revoke", tag = "OAuth",
     request_body(content = TokenOperationRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = RevocationBody), (status = 400, body = OAuthErrorBody),
-              (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
+              (status = 401, body = OAuthErrorBody),
+              (status = 415, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn revoke(
     public: Public,
     State(app): State<App>,
@@ -266,7 +268,8 @@ pub async fn revoke(
 #[utoipa::path(post, path = "/oauth/introspect", tag = "OAuth",
     request_body(content = TokenOperationRequest, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = IntrospectionResponse), (status = 400, body = OAuthErrorBody),
-              (status = 401, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
+              (status = 401, body = OAuthErrorBody),
+              (status = 415, body = OAuthErrorBody), (status = 503, body = OAuthErrorBody)))]
 pub async fn introspect(
     public: Public,
     State(app): State<App>,
@@ -311,7 +314,8 @@ pub struct DeviceAuthorizationForm {
 #[utoipa::path(post, path = "/oauth/device_authorization", tag = "OAuth",
     request_body(content = DeviceAuthorizationForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = DeviceAuthorizationBody), (status = 400, body = OAuthErrorBody),
-              (status = 401, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
+              (status = 401, body = OAuthErrorBody),
+              (status = 415, body = OAuthErrorBody), (status = 429, body = OAuthErrorBody),
               (status = 503, body = OAuthErrorBody)))]
 pub async fn device_authorization(
     public: Public,
