@@ -488,8 +488,9 @@ proptest! {
             }
             let last = |kind, until| world.last(kind, until);
             if !had_evidence {
-                // Uses that are not counted yet are later than all that the verdict rests on.
-                let idle = world.counted_until - last(RequestKind::OldUse, world.counted_until);
+                // All uses before this time are counted; one at this time may not be.
+                let until = world.counted_until;
+                let idle = until - last(RequestKind::OldUse, until - 1);
                 prop_assert!(idle >= QUIET.whole_seconds(), "{step:?}: {}", report.reason);
             }
             if world.has_counted_all() {
