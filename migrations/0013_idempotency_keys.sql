@@ -13,7 +13,7 @@ CREATE TABLE idempotency_keys (
     -- The workspace of the request, and the size that counts as its documents (`document_usage`): a
     -- client can store a document, delete it, and leave the response.
     workspace_id uuid,
-    counted_bytes integer NOT NULL
+    counted_bytes integer NOT NULL DEFAULT 0
 );
 CREATE INDEX idempotency_keys_expires_at_idx ON idempotency_keys (expires_at);
 

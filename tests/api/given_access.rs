@@ -232,6 +232,6 @@ async fn keys_give_limited_access_within_a_day() {
     promote(&dana.access_token).await.expect_status(200);
     create_key(&app, &dana.access_token, "more").await.expect_status(201);
     set_disabled(&app, &dana.access_token, &owned, false).await.expect_status(200);
-    run(&app, "UPDATE given_access SET created_at = created_at - interval '1 day'").await;
+    run(&app, "UPDATE given_access SET created_at = '2026-01-01'").await;
     create_key(&app, &root.secret, "more").await.expect_status(201);
 }

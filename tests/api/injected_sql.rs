@@ -355,7 +355,7 @@ async fn prune_calls(app: &TestApp, time: &str, seconds: &str) -> Vec<String> {
     .fetch_all(&mut connection)
     .await
     .unwrap();
-    assert_eq!(functions.len(), 14, "{functions:?}");
+    assert_eq!(functions.len(), 15, "{functions:?}");
     let call = |(name, types): (String, Vec<String>)| {
         let arguments = types.iter().map(|kind| match kind.as_str() {
             "timestamp with time zone" => time,
