@@ -3,8 +3,7 @@
 //! Triggers in PostgreSQL record each change to a credential as an invalidation, in the transaction
 //! of the change. All changes of one transaction have one generation, and generations have no gaps.
 //! A node applies invalidations in order and acknowledges the newest generation that it has
-//! applied. [`crate::cache_invalidation`] runs this protocol. Leases are in
-//! [`leases`](super::leases).
+//! applied. [`crate::cache_invalidation`] runs this protocol. Leases are in `leases.rs`.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -1,6 +1,6 @@
 //! The database layer. All SQL of the service is in this module.
 //!
-//! Each file covers one group of tables. A function on workspace data takes a [`WorkspaceId`] and
+//! Each file covers one group of tables. A function on workspace data takes a `WorkspaceId` and
 //! names it in its SQL. Row-level security is the second barrier: [`Store::begin`] sets the
 //! workspace and the user of a transaction in PostgreSQL, with a MAC (`context.rs`), and row-level
 //! security hides all other rows from it.
