@@ -237,9 +237,7 @@ fn session_options(connect: PgConnectOptions, options: &Pool) -> PgConnectOption
     let connect = connect
         .application_name("call2me-auth")
         .options([("statement_timeout", millis(options.statement_timeout))])
-        // Shorter than the time for which others wait for a connection: a transaction that waits
-        // for a lock must not keep them from one.
-        .options([("lock_timeout", millis(lock_timeout(options)))])
+        .options([("lock_timeout", millis(options.statement_timeout / 2))])
         .options([("idle_in_transaction_session_timeout", "60000")])
         // The pools keep idle connections. Those of a lookup or a lease are not tested before use.
         .options([("idle_session_timeout", "0")])
@@ -251,10 +249,6 @@ fn session_options(connect: PgConnectOptions, options: &Pool) -> PgConnectOption
         APP_ROLE => connect,
         _ => connect.options([("role", APP_ROLE)]),
     }
-}
-
-fn lock_timeout(options: &Pool) -> Duration {
-    (options.statement_timeout / 2).min(options.acquire_timeout * 2 / 3)
 }
 
 fn millis(duration: Duration) -> String {

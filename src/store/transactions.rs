@@ -25,6 +25,10 @@ use crate::{
 /// The longest time that a commit may take. PostgreSQL's `statement_timeout` does not limit it.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The statements that begin a transaction for one user. It waits for the user's row for less time
+/// than others wait for a connection, which it must not keep from them.
+const BEGIN_FOR_USER: &str = "BEGIN; SET LOCAL lock_timeout = 2000";
+
 /// The context of a transaction without a workspace and a user.
 const NONE: ContextIds = ContextIds { workspace: None, user: None, is_joining: false };
 
@@ -128,7 +132,7 @@ impl Store {
     /// As [`Self::begin`].
     pub async fn begin_for_user(&self, user: UserId) -> Result<Tx, StoreError> {
         let ids = ContextIds { user: Some(user.uuid()), ..NONE };
-        self.begin_with_permits("BEGIN", ids, ids.user).await
+        self.begin_with_permits(BEGIN_FOR_USER, ids, ids.user).await
     }
 
     /// Begins a read-only transaction as [`Self::begin_for`] does. All its queries see one snapshot
